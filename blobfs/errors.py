@@ -1,0 +1,198 @@
+"""What can go wrong, and the one table that turns it into an errno.
+
+    BlobfsError
+    ├── UsageError                bad options, token or key file: said before anything is mounted
+    │   ├── OptionError
+    │   ├── SasError
+    │   └── KeyFileError
+    ├── PosixError                an operation that POSIX refuses; carries its errno
+    ├── ServiceError              what the Blob service (or the way to it) answered
+    │   ├── NotFound
+    │   ├── AlreadyExists
+    │   ├── ConditionFailed       the blob is no longer the version that we know
+    │   ├── Denied                the token does not permit this
+    │   │   └── TokenRefused      expired, not yet valid, revoked or wrongly signed
+    │   ├── Leased
+    │   ├── TooBig
+    │   ├── Archived
+    │   ├── Unavailable           network, 5xx or deadline, after retries
+    │   └── Rejected              the service calls our request malformed
+    └── ContentError              what is stored is not what may be served
+        ├── KeyUnknown            no key in the set has the blob's key id
+        ├── NotEncrypted          a plaintext blob under require_encryption
+        ├── ProtocolRefused       below min_protocol, or one that we do not know
+        └── Corrupt               fails authentication or is malformed
+            ├── WrongKey          the key of that id does not unwrap the CEK
+            └── Truncated         the length does not fit the format or the seal
+
+Messages never contain a SAS signature, a key or file contents.
+"""
+
+import errno
+from collections.abc import Iterator
+
+
+class BlobfsError(Exception):
+    """Base of every error that blobfs raises on purpose; never raised itself."""
+
+
+class UsageError(BlobfsError):
+    """Something the user gave is wrong; the message says what, and what to do, in one line."""
+
+
+class OptionError(UsageError):
+    """A mount option is unknown, malformed or contradicts another."""
+
+
+class SasError(UsageError):
+    """The SAS token cannot be used for this mount."""
+
+
+class KeyFileError(UsageError):
+    """The key file is missing, readable by others, malformed or lacks the key asked for."""
+
+
+class PosixError(BlobfsError):
+    """An operation that the file system refuses; `errno` is what the caller sees."""
+
+    def __init__(self, code: int, message: str = "") -> None:
+        super().__init__(message or errno.errorcode.get(code, str(code)))
+        self.errno = code
+
+
+class ServiceError(BlobfsError):
+    """An answer of the Blob service, or none; `request_id` is what Azure support asks for."""
+
+    def __init__(self, message: str, *, request_id: str = "") -> None:
+        super().__init__(message)
+        self.request_id = request_id
+
+
+class NotFound(ServiceError):
+    pass
+
+
+class AlreadyExists(ServiceError):
+    pass
+
+
+class ConditionFailed(ServiceError):
+    pass
+
+
+class Denied(ServiceError):
+    pass
+
+
+class TokenRefused(Denied):
+    pass
+
+
+class Leased(ServiceError):
+    pass
+
+
+class TooBig(ServiceError):
+    pass
+
+
+class Archived(ServiceError):
+    pass
+
+
+class Unavailable(ServiceError):
+    pass
+
+
+class Rejected(ServiceError):
+    pass
+
+
+class ContentError(BlobfsError):
+    """The blob's content cannot be served."""
+
+
+class KeyUnknown(ContentError):
+    pass
+
+
+class NotEncrypted(ContentError):
+    pass
+
+
+class ProtocolRefused(ContentError):
+    pass
+
+
+class Corrupt(ContentError):
+    pass
+
+
+class WrongKey(Corrupt):
+    pass
+
+
+class Truncated(Corrupt):
+    pass
+
+
+ERRNO: dict[type[BlobfsError], int] = {
+    UsageError: errno.EINVAL,
+    NotFound: errno.ENOENT,
+    AlreadyExists: errno.EEXIST,
+    ConditionFailed: errno.ESTALE,
+    Denied: errno.EACCES,
+    Leased: errno.EBUSY,
+    TooBig: errno.EFBIG,
+    Archived: errno.EIO,
+    Unavailable: errno.EIO,
+    Rejected: errno.EIO,
+    KeyUnknown: errno.ENOKEY,
+    NotEncrypted: errno.EACCES,
+    ProtocolRefused: errno.EACCES,
+    Corrupt: errno.EIO,
+}
+
+# When several things failed at once the caller gets one errno: the gravest first.
+_GRAVITY: tuple[type[BaseException], ...] = (
+    ContentError,
+    ConditionFailed,
+    Denied,
+    PosixError,
+    ServiceError,
+)
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield exc
+
+
+def root_cause(exc: BaseException) -> BaseException:
+    """The one exception that stands for `exc`, which may be a (nested) exception group.
+
+    An exception that blobfs does not know outranks all others, since it is a bug.
+    """
+    leaves = list(_leaves(exc))
+    for leaf in leaves:
+        if not isinstance(leaf, BlobfsError):
+            return leaf
+    for kind in _GRAVITY:
+        for leaf in leaves:
+            if isinstance(leaf, kind):
+                return leaf
+    return leaves[0]
+
+
+def errno_of(exc: BaseException) -> int:
+    """The errno for `exc`: the nearest class in `ERRNO`; EIO for what is not ours."""
+    if isinstance(exc, PosixError):
+        return exc.errno
+    for cls in type(exc).__mro__:
+        code = ERRNO.get(cls)
+        if code is not None:
+            return code
+    return errno.EIO
