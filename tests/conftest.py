@@ -1,0 +1,61 @@
+import inspect
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+from trio.testing import MockClock, trio_test
+
+from tests import azurite as azurite_module
+from tests.azurite import Azurite
+from tests.mounts import find_leaks
+
+# Every run tries the same examples, so a failure is the change's fault and can be run again.
+# BLOBFS_HYPOTHESIS=long looks for new ones.
+hypothesis.settings.register_profile("default", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("long", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("BLOBFS_HYPOTHESIS", "default"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "azurite" in getattr(item, "fixturenames", ()):
+            item.add_marker("service")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Stop before the first test when a part is missing: a skipped test proves nothing."""
+    lacking = []
+    if any(item.get_closest_marker("service") for item in session.items):
+        lacking.append(azurite_module.missing())
+    if any(item.get_closest_marker("mount") for item in session.items):
+        lacking.append("" if os.path.exists("/dev/fuse") else "/dev/fuse does not exist")
+    for problem in filter(None, lacking):
+        raise pytest.UsageError(f"{problem}: run scripts/test, which installs what is missing")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Run coroutine tests under trio; a test that asks for `autojump_clock` gets that clock."""
+    if inspect.iscoroutinefunction(pyfuncitem.obj):
+        pyfuncitem.obj = trio_test(pyfuncitem.obj)
+
+
+@pytest.fixture
+def autojump_clock() -> MockClock:
+    """A clock that jumps to the next deadline whenever every task is waiting."""
+    return MockClock(autojump_threshold=0)
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    service = Azurite(tmp_path_factory.mktemp("azurite"))
+    yield service
+    service.stop()
+    # Azurite saves its database every few seconds, so only now is everything on disk.
+    assert find_leaks(service.changed_files(), service.signatures) == []
+
+
+@pytest.fixture
+def container(azurite: Azurite) -> str:
+    return azurite.new_container()
