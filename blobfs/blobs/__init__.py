@@ -1,0 +1,33 @@
+"""Client of the Azure Blob REST API, authorised by a container SAS: httpx on trio.
+
+    container   one container: what can be asked of it, and whose write it was in doubt
+    client      one request: connection limits, timeouts, retries, counting
+    retry       which failures are worth another attempt, and when
+    failures    (status, x-ms-error-code) → exception, and what the message says
+    operations  the operations used and the SAS permission each needs
+    model       what the service says about a blob
+    wire        names, metadata, headers and tags as they go over the wire
+    documents   the service's XML documents
+
+The SAS is an opaque query string, asked of a callable for every attempt so that it can be renewed,
+and appended byte for byte. It appears in no exception, no repr and no log line.
+"""
+
+from blobfs.blobs.client import Client
+from blobfs.blobs.container import Container
+from blobfs.blobs.model import BlobInfo, ContentHeaders, Page, Version
+from blobfs.blobs.retry import RetryPolicy
+from blobfs.blobs.wire import METADATA_LIMIT, Buffer, metadata_size
+
+__all__ = [
+    "METADATA_LIMIT",
+    "BlobInfo",
+    "Buffer",
+    "Client",
+    "Container",
+    "ContentHeaders",
+    "Page",
+    "RetryPolicy",
+    "Version",
+    "metadata_size",
+]

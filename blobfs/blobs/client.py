@@ -1,0 +1,367 @@
+"""One request to the service: limits, timeouts, retries, counting; no policy about blobs."""
+
+import email.utils
+import logging
+import random
+import ssl
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import httpx
+import trio
+
+from blobfs import __version__
+from blobfs.blobs.failures import failure
+from blobfs.blobs.model import BlobInfo, Version, info_from_headers, parse_date, parse_etag
+from blobfs.blobs.operations import Operation
+from blobfs.blobs.retry import RETRIED_STATUSES, RetryPolicy, Transient, persist
+from blobfs.errors import Rejected, ServiceError, Unavailable
+
+API_VERSION = "2025-11-05"
+"""Newer than every feature used, and the newest that Azurite 3.35 (for Node 20) accepts."""
+
+# Azure closes connections that idle for minutes; 30 s keeps them over the pauses of a file copy.
+_KEEPALIVE = 30.0
+# Small enough that a stalled upload is noticed, large enough to cost few calls.
+_CHUNK = 256 * 1024
+
+# httpcore logs response headers, which may hold the source URL of a copy with its SAS, and httpx
+# logs every URL. An explicit level holds whatever the root logger is set to.
+for _logger in ("httpx", "httpcore"):
+    logging.getLogger(_logger).setLevel(logging.WARNING)
+
+
+class BrokenAnswer(ValueError):
+    """A successful answer is not what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`target` is the percent-encoded path and query without the SAS, which `token` gives.
+
+    `headers` may hold a SAS (a copy's source). `longest` is the most bytes that a successful
+    answer's body may have; `verify` raises ValueError for one that is not what was asked for,
+    which is then asked for again.
+    """
+
+    operation: Operation
+    name: str
+    origin: str
+    target: str
+    token: Callable[[], str]
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: Sequence[memoryview] = ()
+    longest: int | None = None
+    verify: Callable[["Answer"], object] | None = None
+
+    @property
+    def body_size(self) -> int:
+        return sum(view.nbytes for view in self.body)
+
+
+@dataclass(slots=True)
+class Answer:
+    """What the service answered, be it a success or not.
+
+    `fields` are its headers by lower-case name, `metadata` the blob's with case kept. `doubtful`
+    says that an earlier attempt of the same request may have been applied.
+    """
+
+    request: Request
+    status: int
+    fields: dict[str, str]
+    metadata: dict[str, str]
+    body: bytes
+    doubtful: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+    def check(self) -> Self:
+        """Itself when successful; else raises the ServiceError that `failures` has for it."""
+        if not self.ok:
+            raise self.error()
+        return self
+
+    def error(self) -> ServiceError:
+        request = self.request
+        return failure(
+            request.operation,
+            request.name,
+            self.status,
+            self.fields,
+            self.body,
+            sent=request.headers,
+        )
+
+    def broken(self, reason: object) -> Unavailable:
+        """The exception for a successful answer that makes no sense."""
+        return _unavailable(self.request, f"{self.status}, but {reason}")
+
+    def info(self) -> BlobInfo:
+        """Raises ValueError when the answer is not about a blob."""
+        return info_from_headers(self.request.name, self.fields, self.metadata)
+
+    def version(self) -> Version:
+        """Raises ValueError when the answer names no version."""
+        etag = parse_etag(self.fields.get("etag", ""))
+        if not etag:
+            raise BrokenAnswer("no ETag")
+        return Version(etag, parse_date(self.fields.get("last-modified", "")))
+
+
+class Client:
+    """Connections to the service, shared by all containers; an async context manager.
+
+    `connections` is the limit of requests that move contents, and again of all others, so that a
+    listing never waits behind reads. `transport` is for tests. Proxies are taken from the
+    environment and certificates verified against the system's store.
+
+    `requests` counts what was sent by operation and status (0: no answer). `clock_skew` is how
+    many seconds the service's clock is ahead, to the second, None before the first answer.
+    """
+
+    def __init__(
+        self,
+        *,
+        connections: int = 16,
+        retry: RetryPolicy | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._retry = retry or RetryPolicy()
+        self._rng = rng or random.Random()
+        self._bulk = trio.CapacityLimiter(connections)
+        self._metadata = trio.CapacityLimiter(connections)
+        self._http = httpx.AsyncClient(
+            verify=_tls(),
+            transport=transport,
+            follow_redirects=False,
+            limits=httpx.Limits(
+                max_connections=2 * connections,
+                max_keepalive_connections=2 * connections,
+                keepalive_expiry=_KEEPALIVE,
+            ),
+        )
+        # The limiters queue, under the caller's deadline; the pool never has to.
+        self._timeouts = httpx.Timeout(self._retry.attempt_timeout, pool=None).as_dict()
+        self.requests: Counter[tuple[str, int]] = Counter()
+        self.clock_skew: float | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def send(self, request: Request) -> Answer:
+        """The service's answer, whatever it is, after retries.
+
+        Raises Unavailable when there is none, or one that asks to come back (408, 429, 5xx),
+        after the policy's attempts or when the caller's deadline leaves no time for another.
+        A cancelled request may have been applied.
+        """
+
+        async def attempt() -> Answer:
+            limiter = self._bulk if request.operation.bulk else self._metadata
+            allowed = self._retry.time_for(request.body_size + (request.longest or 0))
+            async with limiter:
+                with trio.move_on_after(allowed):
+                    return await self._attempt(request)
+            self._count(request, 0)
+            raise Transient(_unavailable(request, f"no answer in {allowed:.0f} s"), applied=True)
+
+        answer, doubtful = await persist(attempt, self._retry, self._rng)
+        answer.doubtful = doubtful
+        return answer
+
+    async def _attempt(self, request: Request) -> Answer:
+        try:
+            answer = await self._exchange(request)
+        except httpx.LocalProtocolError:
+            # Its text quotes the header, which may be a copy's source with its SAS.
+            reason = "a header or the address holds what HTTP cannot carry"
+            raise Rejected(_describe(request, reason)) from None
+        except httpx.TransportError as exc:
+            self._count(request, 0)
+            reason = f"{type(exc).__name__}: {exc}"
+            connected = not isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout)
+            raise Transient(_unavailable(request, reason), applied=connected) from exc
+        self._count(request, answer.status)
+        if answer.status in RETRIED_STATUSES:
+            raise _come_back(answer)
+        if answer.ok:
+            try:
+                _verify(answer)
+                self._observe_clock(answer.fields)
+            except ValueError as exc:
+                raise Transient(answer.broken(exc), applied=True) from exc
+        return answer
+
+    async def _exchange(self, request: Request) -> Answer:
+        response = await self._http.send(self._encode(request), stream=True)
+        try:
+            fields, metadata = _decode_headers(response.headers.raw)
+            answer = Answer(request, response.status_code, fields, metadata, b"")
+            longest = request.longest if answer.ok else None
+            if longest is None or int(fields.get("content-length", "0")) <= longest:
+                answer.body = await _read(response, longest)
+        finally:
+            await response.aclose()
+        return answer
+
+    def _encode(self, request: Request) -> httpx.Request:
+        url = _SignedURL(request.origin, request.target, request.token())
+        headers = {
+            "Host": url.netloc.decode("ascii"),
+            "User-Agent": f"blobfs/{__version__}",
+            "Accept-Encoding": "identity",
+            "x-ms-version": API_VERSION,
+            "x-ms-client-request-id": str(uuid.uuid4()),
+            **request.headers,
+        }
+        if request.operation.method == "PUT":
+            headers["Content-Length"] = str(request.body_size)
+        encoded = httpx.Request(
+            request.operation.method,
+            url,
+            headers=[(name.encode("ascii"), _encode_value(v)) for name, v in headers.items()],
+            stream=_Body(request.body),
+            extensions={"timeout": self._timeouts},
+        )
+        # The constructor has made a plain URL of it.
+        encoded.url = url
+        return encoded
+
+    def _count(self, request: Request, status: int) -> None:
+        self.requests[request.operation.name, status] += 1
+
+    def _observe_clock(self, fields: Mapping[str, str]) -> None:
+        if date := fields.get("date"):
+            self.clock_skew = parse_date(date) / 1e9 - time.time()
+
+
+class _SignedURL(httpx.URL):
+    """A URL whose text ends before the SAS and whose target on the wire has it, byte for byte.
+
+    httpx would normalise the path and quote the query anew, which breaks the signature, and logs
+    the text. Its "target" extension is no way out: httpcore applies that to a proxy's CONNECT
+    request too, which would hand the SAS to the proxy.
+    """
+
+    def __init__(self, origin: str, target: str, token: str) -> None:
+        super().__init__(origin + target)
+        self._target = f"{target}{'&' if '?' in target else '?'}{token}"
+
+    @property
+    def raw_path(self) -> bytes:
+        return self._target.encode("ascii")
+
+
+class _Body(httpx.AsyncByteStream):
+    """A request's body in chunks; not a generator, since a cancelled one would need closing."""
+
+    def __init__(self, views: Sequence[memoryview]) -> None:
+        self._chunks = (
+            view[start : start + _CHUNK] for view in views for start in range(0, len(view), _CHUNK)
+        )
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            raise StopAsyncIteration
+        return bytes(chunk)
+
+
+def _tls() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _encode_value(value: str) -> bytes:
+    return value.encode("utf-8", "surrogateescape")
+
+
+def _decode_headers(
+    raw: Sequence[tuple[bytes, bytes]],
+) -> tuple[dict[str, str], dict[str, str]]:
+    fields: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    for raw_name, raw_value in raw:
+        name = raw_name.decode("ascii")
+        value = raw_value.decode("utf-8", "surrogateescape")
+        lower = name.lower()
+        if lower.startswith("x-ms-meta-"):
+            metadata[name[len("x-ms-meta-") :]] = value
+        else:
+            fields[lower] = value
+    return fields, metadata
+
+
+async def _read(response: httpx.Response, longest: int | None) -> bytes:
+    """The body, but no more than one chunk of what there is beyond `longest`."""
+    chunks: list[bytes] = []
+    size = 0
+    # Raw: a Content-Encoding is the blob's own, and its body is ciphertext.
+    async for chunk in response.aiter_raw():
+        if longest is None or size <= longest:
+            chunks.append(chunk)
+            size += len(chunk)
+    return b"".join(chunks)
+
+
+def _verify(answer: Answer) -> None:
+    """Raises ValueError for a body that was cut short or left unread, or as the request says."""
+    request = answer.request
+    # So that a success told by something in between is not taken for the service's.
+    if "x-ms-request-id" not in answer.fields:
+        raise BrokenAnswer("not an answer of the Blob service")
+    size = len(answer.body)
+    length = answer.fields.get("content-length")
+    if request.operation.method != "HEAD" and length not in (None, str(size)):
+        raise BrokenAnswer(f"{size} bytes of an answer of {length} bytes")
+    if request.longest is not None and size > request.longest:
+        raise BrokenAnswer(f"{size} bytes where at most {request.longest} were asked for")
+    if request.verify is not None:
+        request.verify(answer)
+
+
+def _come_back(answer: Answer) -> Transient:
+    error = answer.error()
+    assert isinstance(error, Unavailable)
+    return Transient(error, applied=answer.status != 429, after=_retry_after(answer.fields))
+
+
+def _retry_after(fields: Mapping[str, str]) -> float:
+    """Seconds, given as such or as a date; 0 when there is no such header or no sense in it."""
+    text = fields.get("retry-after", "")
+    if text.isdecimal():
+        return float(text)
+    date = email.utils.parsedate_tz(text)
+    return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else 0.0
+
+
+def _describe(request: Request, reason: str) -> str:
+    return f"{request.operation.name} of {request.name!r}: {reason}"
+
+
+def _unavailable(request: Request, reason: str) -> Unavailable:
+    return Unavailable(_describe(request, reason))

@@ -1,0 +1,469 @@
+"""One container: what can be asked of it, and whose write it was when that is in doubt.
+
+A write whose answer was lost is sent again, and the second answer may then be that the condition
+does not hold any more, because the first one was applied. So a conflict after an attempt in doubt
+is settled by looking: a blob with the very metadata that was sent is ours, since the wrapped CEK
+in the metadata of an encrypted blob belongs to one commit.
+
+Every method is cancel-safe in that nothing is left running; whether a cancelled write was applied
+is unknown. All raise the ServiceErrors of `failures`; ETags have no quotes, sizes are in stored
+bytes, and a name or metadata that Azure cannot hold is Rejected before anything is sent.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import trio
+
+from blobfs.blobs import documents, operations, wire
+from blobfs.blobs.client import Answer, BrokenAnswer, Client, Request
+from blobfs.blobs.model import BlobInfo, ContentHeaders, Page, Version
+from blobfs.blobs.operations import Operation
+from blobfs.blobs.wire import Buffer
+from blobfs.errors import ConditionFailed, NotFound, ServiceError, Unavailable
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(-?\d+)/(\d+)")
+
+# A copy within a container is done at once as a rule, so the first look is early.
+_FIRST_POLL = 0.1
+_LONGEST_POLL = 2.0
+_ABORT_TIMEOUT = 5.0
+
+
+class Container:
+    """`url` is the container's, without a query; `token` gives the SAS, as it goes over the wire
+    and without a leading `?`, for each request anew."""
+
+    def __init__(self, client: Client, url: str, token: Callable[[], str]) -> None:
+        parts = urlsplit(url)
+        self._origin = f"{parts.scheme}://{parts.netloc}"
+        self._path = parts.path.rstrip("/")
+        self.url = self._origin + self._path
+        self._client = client
+        self._token = token
+
+    def __repr__(self) -> str:
+        return f"Container({self.url!r})"
+
+    async def probe(self) -> None:
+        """Whether the container is there and the token may list it: raises when not."""
+        await self.list("", max_results=1)
+
+    async def list(
+        self, prefix: str, *, delimiter: str = "/", marker: str = "", max_results: int = 5000
+    ) -> Page:
+        """One page of the blobs below `prefix`, with their metadata; flat when `delimiter` is "".
+
+        `marker` is the last page's `next_marker`. The order is the service's.
+        """
+        answer = await self._ask(
+            operations.LIST_BLOBS,
+            self._path,
+            prefix,
+            parameters={
+                "restype": "container",
+                "comp": "list",
+                "include": "metadata",
+                "maxresults": max_results,
+                "delimiter": delimiter,
+                "prefix": prefix,
+                "marker": marker,
+            },
+        )
+        return _parsed(answer, documents.parse_listing)
+
+    async def head(self, name: str, *, if_match: str | None = None) -> BlobInfo:
+        answer = await self._ask_blob(
+            operations.GET_PROPERTIES,
+            name,
+            headers=wire.conditions(if_match),
+            verify=Answer.info,
+        )
+        return answer.check().info()
+
+    async def get(
+        self, name: str, start: int, stop: int, *, if_match: str | None = None
+    ) -> tuple[BlobInfo, bytes]:
+        """The bytes from `start` up to `stop`, fewer only where the blob ends, and their version.
+
+        Anything else that comes (a cut body, another range) is asked for again. Raises
+        ConditionFailed when the blob is not `if_match`.
+        """
+        if not 0 <= start < stop:
+            raise ValueError(f"not a range: {start}-{stop}")
+        answer = await self._ask_blob(
+            operations.GET_BLOB,
+            name,
+            headers={"x-ms-range": f"bytes={start}-{stop - 1}", **wire.conditions(if_match)},
+            longest=stop - start,
+            verify=lambda answer: (_total_size(answer, start, stop), answer.info()),
+        )
+        if answer.status == 416:
+            return await self._get_beyond_end(name, start, if_match), b""
+        info = answer.check().info()
+        info.size = _total_size(answer, start, stop)
+        return info, answer.body
+
+    async def _get_beyond_end(self, name: str, start: int, if_match: str | None) -> BlobInfo:
+        info = await self.head(name, if_match=if_match)
+        if info.size > start:
+            raise ConditionFailed(f"{name!r} was replaced while it was being read")
+        return info
+
+    async def put(
+        self,
+        name: str,
+        body: Buffer | Sequence[Buffer],
+        *,
+        metadata: Mapping[str, str],
+        headers: ContentHeaders,
+        tags: Mapping[str, str] | None = None,
+        tier: str | None = None,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+    ) -> Version:
+        """Make or replace a block blob; everything not given is cleared, but the tier is kept.
+
+        The buffers must not change until this returns. Tags need the permission `t`. Raises
+        AlreadyExists under `if_none_match`, ConditionFailed under `if_match`.
+        """
+        views = wire.views(body)
+        return await self._commit(
+            operations.PUT_BLOB,
+            name,
+            headers={
+                "x-ms-blob-type": "BlockBlob",
+                **_stored_with(metadata, headers, tags, tier),
+                **wire.conditions(if_match, if_none_match),
+            },
+            body=views,
+            is_ours=_has(metadata, sum(view.nbytes for view in views)),
+        )
+
+    async def put_block(self, name: str, block_id: str, body: Buffer | Sequence[Buffer]) -> None:
+        """Stage a block, unseen until a Put Block List names it. `block_id` is Base64, of the same
+        length for all blocks of a blob; the body must not be empty."""
+        answer = await self._ask_blob(
+            operations.PUT_BLOCK,
+            name,
+            parameters={"comp": "block", "blockid": block_id},
+            body=wire.views(body),
+        )
+        answer.check()
+
+    async def put_block_list(
+        self,
+        name: str,
+        block_ids: Sequence[str],
+        *,
+        metadata: Mapping[str, str],
+        headers: ContentHeaders,
+        tags: Mapping[str, str] | None = None,
+        tier: str | None = None,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+    ) -> Version:
+        """Commit staged blocks, in this order, as the blob's body; in everything else as `put`."""
+        return await self._commit(
+            operations.PUT_BLOCK_LIST,
+            name,
+            parameters={"comp": "blocklist"},
+            headers={
+                **_stored_with(metadata, headers, tags, tier),
+                **wire.conditions(if_match, if_none_match),
+            },
+            body=wire.views(documents.block_list_document(block_ids)),
+            is_ours=_has(metadata),
+        )
+
+    async def set_metadata(
+        self, name: str, metadata: Mapping[str, str], *, if_match: str
+    ) -> Version:
+        """Replace all metadata; whoever calls this answers for every key that is not in it."""
+        return await self._commit(
+            operations.SET_METADATA,
+            name,
+            parameters={"comp": "metadata"},
+            headers={**wire.metadata_headers(metadata), **wire.conditions(if_match)},
+            is_ours=_has(metadata),
+        )
+
+    async def set_headers(self, name: str, headers: ContentHeaders, *, if_match: str) -> Version:
+        """Replace all content headers, Content-MD5 among them.
+
+        An attempt in doubt stays in doubt (ConditionFailed): headers do not tell commits apart.
+        """
+        fields = wire.content_headers(headers)
+        if headers.content_md5:
+            fields["x-ms-blob-content-md5"] = headers.content_md5
+        answer = await self._ask_blob(
+            operations.SET_PROPERTIES,
+            name,
+            parameters={"comp": "properties"},
+            headers={**fields, **wire.conditions(if_match)},
+            verify=Answer.version,
+        )
+        return answer.check().version()
+
+    async def get_tags(self, name: str) -> dict[str, str]:
+        answer = await self._ask_blob(operations.GET_TAGS, name, parameters={"comp": "tags"})
+        return _parsed(answer, documents.parse_tags)
+
+    async def set_tags(self, name: str, tags: Mapping[str, str]) -> None:
+        """Replace all tags. The blob's ETag stays."""
+        answer = await self._ask_blob(
+            operations.SET_TAGS,
+            name,
+            parameters={"comp": "tags"},
+            headers={"Content-Type": "application/xml"},
+            body=wire.views(documents.tags_document(tags)),
+        )
+        answer.check()
+
+    async def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        source_etag: str,
+        metadata: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        tier: str | None = None,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+    ) -> Version:
+        """Copy a blob within the container, at the service; returns when the copy is complete.
+
+        Keeps content headers, and all metadata when `metadata` is None; else that is all that the
+        target has. Tags are not kept. Conditions are on the target, ConditionFailed is raised for
+        a source that is not `source_etag` too. A copy that is cancelled or fails while pending is
+        aborted, which leaves an empty blob with the copy's metadata.
+        """
+        metadata_fields = {} if metadata is None else wire.metadata_headers(metadata)
+        answer = await self._ask_blob(
+            operations.COPY_BLOB,
+            target,
+            headers={
+                # A request authorised by a SAS needs the source's own SAS; Azurite does not ask.
+                "x-ms-copy-source": f"{self._origin}{self._target(source)}?{self._token()}",
+                "x-ms-source-if-match": f'"{source_etag}"',
+                **metadata_fields,
+                **wire.tags_header(tags),
+                **wire.tier_header(tier),
+                **wire.conditions(if_match, if_none_match),
+            },
+            verify=Answer.version,
+        )
+        if _is_in_doubt(answer):
+            return await self._settle_copy(answer, source, source_etag, metadata)
+        answer.check()
+        if answer.fields.get("x-ms-copy-status", "success") == "success":
+            return answer.version()
+        return await self._finish_copy(target, answer.fields.get("x-ms-copy-id", ""))
+
+    async def _settle_copy(
+        self,
+        answer: Answer,
+        source: str,
+        source_etag: str,
+        metadata: Mapping[str, str] | None,
+    ) -> Version:
+        """As `_settle`, for a target that may still be receiving its contents."""
+        target = answer.request.name
+        original = await self.head(source, if_match=source_etag)
+        expected = original.metadata if metadata is None else metadata
+        try:
+            info = await self.head(target)
+        except NotFound:
+            raise answer.error() from None
+        if not _has(expected)(info):
+            raise answer.error()
+        if info.copy_status == "pending":
+            return await self._finish_copy(target, info.copy_id)
+        if info.size != original.size:
+            raise answer.error()
+        return info.version
+
+    async def _finish_copy(self, target: str, copy_id: str) -> Version:
+        wait = _FIRST_POLL
+        try:
+            while True:
+                await trio.sleep(wait)
+                wait = min(2 * wait, _LONGEST_POLL)
+                info = await self.head(target)
+                if info.copy_id != copy_id:
+                    raise ConditionFailed(f"{target!r} was replaced while it was being copied to")
+                if info.copy_status == "success":
+                    return info.version
+                if info.copy_status != "pending":
+                    raise Unavailable(f"the copy to {target!r} ended as {info.copy_status!r}")
+        except BaseException:
+            with trio.move_on_after(_ABORT_TIMEOUT, shield=True):
+                await self._abort_copy(target, copy_id)
+            raise
+
+    async def _abort_copy(self, target: str, copy_id: str) -> None:
+        try:
+            answer = await self._ask_blob(
+                operations.ABORT_COPY,
+                target,
+                parameters={"comp": "copy", "copyid": copy_id},
+                headers={"x-ms-copy-action": "abort"},
+            )
+            # 409: the copy is over already.
+            if answer.status != 409:
+                answer.check()
+        except ServiceError as exc:
+            log.warning("a pending copy may go on: %s", exc)
+
+    async def delete(self, name: str, *, if_match: str | None = None) -> None:
+        """Raises NotFound unless an earlier attempt of this very call may have deleted it. A blob
+        with snapshots is kept: Rejected."""
+        answer = await self._ask_blob(
+            operations.DELETE_BLOB, name, headers=wire.conditions(if_match)
+        )
+        if not (answer.doubtful and answer.status == 404):
+            answer.check()
+
+    async def _commit(
+        self,
+        operation: Operation,
+        name: str,
+        *,
+        parameters: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str],
+        body: Sequence[memoryview] = (),
+        is_ours: Callable[[BlobInfo], bool],
+    ) -> Version:
+        answer = await self._ask_blob(
+            operation,
+            name,
+            parameters=parameters,
+            headers=headers,
+            body=body,
+            verify=Answer.version,
+        )
+        if _is_in_doubt(answer):
+            return await self._settle(answer, is_ours)
+        return answer.check().version()
+
+    async def _settle(self, answer: Answer, is_ours: Callable[[BlobInfo], bool]) -> Version:
+        """The version there when it is ours; else raises the conflict that `answer` tells of."""
+        try:
+            info = await self.head(answer.request.name)
+        except NotFound:
+            raise answer.error() from None
+        if not is_ours(info):
+            raise answer.error()
+        return info.version
+
+    def _target(self, name: str) -> str:
+        return f"{self._path}/{wire.blob_path(name)}"
+
+    async def _ask_blob(
+        self,
+        operation: Operation,
+        name: str,
+        *,
+        parameters: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: Sequence[memoryview] = (),
+        longest: int | None = None,
+        verify: Callable[[Answer], object] | None = None,
+    ) -> Answer:
+        return await self._ask(
+            operation,
+            self._target(name),
+            name,
+            parameters=parameters,
+            headers=headers,
+            body=body,
+            longest=longest,
+            verify=verify,
+        )
+
+    async def _ask(
+        self,
+        operation: Operation,
+        path: str,
+        name: str,
+        *,
+        parameters: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: Sequence[memoryview] = (),
+        longest: int | None = None,
+        verify: Callable[[Answer], object] | None = None,
+    ) -> Answer:
+        query = wire.query(parameters or {})
+        request = Request(
+            operation=operation,
+            name=name,
+            origin=self._origin,
+            target=f"{path}?{query}" if query else path,
+            token=self._token,
+            headers=headers or {},
+            body=body,
+            longest=longest,
+            verify=verify,
+        )
+        return await self._client.send(request)
+
+
+def _stored_with(
+    metadata: Mapping[str, str],
+    headers: ContentHeaders,
+    tags: Mapping[str, str] | None,
+    tier: str | None,
+) -> dict[str, str]:
+    return {
+        **wire.metadata_headers(metadata),
+        **wire.content_headers(headers),
+        **wire.tags_header(tags),
+        **wire.tier_header(tier),
+    }
+
+
+def _is_in_doubt(answer: Answer) -> bool:
+    return answer.doubtful and answer.status in (409, 412)
+
+
+def _has(metadata: Mapping[str, str], size: int | None = None) -> Callable[[BlobInfo], bool]:
+    """Whether a blob is what we sent. No metadata is no mark, so nothing has that."""
+    expected = {name.lower(): value for name, value in metadata.items()}
+
+    def is_ours(info: BlobInfo) -> bool:
+        found = {name.lower(): value for name, value in info.metadata.items()}
+        return bool(expected) and found == expected and size in (None, info.size)
+
+    return is_ours
+
+
+def _total_size(answer: Answer, start: int, stop: int) -> int:
+    """The size of the blob of which a range was asked. Raises BrokenAnswer for another range."""
+    if answer.status == 200:
+        if start:
+            raise BrokenAnswer("the whole blob instead of a range")
+        return len(answer.body)
+    match = _CONTENT_RANGE.fullmatch(answer.fields.get("content-range", ""))
+    if match is None:
+        raise BrokenAnswer("a range that does not say which")
+    first, last, total = map(int, match.groups())
+    expected = min(stop, total) - start
+    if first != start or last + 1 - first != expected or len(answer.body) != expected:
+        raise BrokenAnswer(f"bytes {first}-{last} of {total}, {len(answer.body)} in all")
+    return total
+
+
+def _parsed(answer: Answer, parse: Callable[[bytes], T]) -> T:
+    answer.check()
+    try:
+        return parse(answer.body)
+    except ValueError as exc:
+        raise answer.broken(exc) from exc

@@ -1,0 +1,132 @@
+"""The one table from what the service answered to an exception, and what its message says.
+
+Codes are Azure's (REST reference, "Blob service error codes") and those that Azurite gives in
+their place. A message has the operation, the blob, the code and the request id, and of the
+service's own words only what cannot hold a signature or a string to sign.
+"""
+
+import re
+from collections.abc import Mapping
+
+from blobfs.blobs.documents import parse_error
+from blobfs.blobs.operations import Operation
+from blobfs.errors import (
+    AlreadyExists,
+    Archived,
+    ConditionFailed,
+    Denied,
+    Leased,
+    NotFound,
+    Rejected,
+    ServiceError,
+    TokenRefused,
+    TooBig,
+    Unavailable,
+)
+
+# A code is looked up with its status, then the status alone.
+_EXCEPTIONS: dict[tuple[int, str], type[ServiceError]] = {
+    (400, "BlockListTooLong"): TooBig,
+    (401, ""): TokenRefused,
+    (403, ""): Denied,
+    (403, "AuthenticationFailed"): TokenRefused,
+    (403, "AuthorizationFailure"): TokenRefused,
+    (404, ""): NotFound,
+    (409, "BlobAlreadyExists"): AlreadyExists,
+    (409, "BlobArchived"): Archived,
+    (409, "BlobBeingRehydrated"): Archived,
+    (409, "BlobImmutableDueToPolicy"): Denied,
+    (409, "BlobTierInadequateForContentLength"): TooBig,
+    (409, "BlockCountExceedsLimit"): TooBig,
+    (409, "ContainerBeingDeleted"): NotFound,
+    (409, "ContainerDisabled"): Denied,
+    (409, "ContentLengthLargerThanTierLimit"): TooBig,
+    (409, "LeaseAlreadyPresent"): Leased,
+    (409, "LeaseIdMissing"): Leased,
+    (409, "PendingCopyOperation"): Unavailable,
+    (412, ""): ConditionFailed,
+    (412, "LeaseIdMismatchWithBlobOperation"): Leased,
+    (412, "LeaseIdMissing"): Leased,
+    (413, ""): TooBig,
+}
+
+_TOKEN_REFUSED = (
+    "the SAS token is expired, not yet valid, revoked or wrongly signed, "
+    "or the account's network rules refuse this host"
+)
+
+_REFUSED = {
+    "AuthorizationSourceIPMismatch": "the SAS token is bound to other client addresses (sip)",
+    "AuthorizationProtocolMismatch": "the SAS token does not allow plain http (spr)",
+    "UnauthorizedBlobOverwrite": "the SAS token lacks permission w, needed to overwrite a blob",
+    "CannotVerifyCopySource": "the SAS token does not allow the source to be read (r)",
+    "BlobImmutableDueToPolicy": "an immutability policy or a legal hold protects it",
+}
+
+_SIGNATURE = re.compile(r"\bsig\b.*", re.IGNORECASE | re.DOTALL)
+_STRING_TO_SIGN = re.compile(r"string[- ]to[- ]sign.*", re.IGNORECASE | re.DOTALL)
+_LONGEST_DETAIL = 300
+
+
+def failure(
+    operation: Operation,
+    name: str,
+    status: int,
+    fields: Mapping[str, str],
+    body: bytes,
+    *,
+    sent: Mapping[str, str],
+) -> ServiceError:
+    """The exception for a failed request. `fields` are the answer's headers in lower case, `sent`
+    the request's own, of which only conditions and the presence of tags are looked at."""
+    details = _error_details(body)
+    # An answer to HEAD has no body, so the header comes first.
+    code = fields.get("x-ms-error-code") or details.get("Code", "")
+    kind = _exception(status, code)
+    if kind is ConditionFailed and "If-None-Match" in sent:
+        kind = AlreadyExists
+    request_id = fields.get("x-ms-request-id", "")
+    message = f"{operation.name} of {name!r}: {status}"
+    if code:
+        message += f" {_clean(code)}"
+    if reason := _reason(kind, code, details, operation, sent):
+        message += f": {reason}"
+    if request_id:
+        message += f" (request id {request_id})"
+    return kind(message, request_id=request_id)
+
+
+def _exception(status: int, code: str) -> type[ServiceError]:
+    kind = _EXCEPTIONS.get((status, code)) or _EXCEPTIONS.get((status, ""))
+    if kind is not None:
+        return kind
+    return Unavailable if status >= 500 or status in (408, 429) else Rejected
+
+
+def _reason(
+    kind: type[ServiceError],
+    code: str,
+    details: Mapping[str, str],
+    operation: Operation,
+    sent: Mapping[str, str],
+) -> str:
+    if kind is TokenRefused:
+        detail = _clean(details.get("AuthenticationErrorDetail", ""))
+        return f"{_TOKEN_REFUSED}: {detail}" if detail else _TOKEN_REFUSED
+    if code == "AuthorizationPermissionMismatch":
+        needed = operation.permission + (", and t for tags" if "x-ms-tags" in sent else "")
+        return f"the SAS token lacks a permission; this needs {needed}"
+    # The service's message ends with lines that repeat the request id and give the time.
+    return _REFUSED.get(code) or _clean(details.get("Message", "").partition("\n")[0])
+
+
+def _error_details(body: bytes) -> dict[str, str]:
+    try:
+        return parse_error(body)
+    except ValueError:  # a proxy's page, or nothing: the status has to do
+        return {}
+
+
+def _clean(text: str) -> str:
+    text = _STRING_TO_SIGN.sub("…", _SIGNATURE.sub("…", text))
+    return text.strip()[:_LONGEST_DETAIL]

@@ -1,0 +1,29 @@
+"""The operations of the Blob service that blobfs uses, by their names in the REST reference."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`permission` names the letters of a container SAS that allow it; `bulk` says that it moves
+    file contents, and so counts against the limit of such requests and not the other one."""
+
+    name: str
+    method: str
+    permission: str
+    bulk: bool = False
+
+
+LIST_BLOBS = Operation("List Blobs", "GET", "l")
+GET_PROPERTIES = Operation("Get Blob Properties", "HEAD", "r")
+GET_BLOB = Operation("Get Blob", "GET", "r", bulk=True)
+PUT_BLOB = Operation("Put Blob", "PUT", "w (or c for a new blob)", bulk=True)
+PUT_BLOCK = Operation("Put Block", "PUT", "w", bulk=True)
+PUT_BLOCK_LIST = Operation("Put Block List", "PUT", "w")
+SET_METADATA = Operation("Set Blob Metadata", "PUT", "w")
+SET_PROPERTIES = Operation("Set Blob Properties", "PUT", "w")
+GET_TAGS = Operation("Get Blob Tags", "GET", "t")
+SET_TAGS = Operation("Set Blob Tags", "PUT", "t")
+COPY_BLOB = Operation("Copy Blob", "PUT", "r and w (or r and c for a new blob)")
+ABORT_COPY = Operation("Abort Copy Blob", "PUT", "w")
+DELETE_BLOB = Operation("Delete Blob", "DELETE", "d")
