@@ -19,9 +19,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"names", "spool", "sas", "envelope", "blobs"},
-    {"options", "attributes", "keyring", "draft"},
-    {"reader", "writer", "recovery"},
-    {"inodes"},
+    {"source", "attributes", "keyring", "draft"},
+    {"options", "reader", "writer"},
+    {"inodes", "recovery"},
     {"fs"},
     {"fuse"},
     {"mount"},
@@ -37,7 +37,7 @@ OWNERS = {
     "cryptography": {"envelope", "spool"},
     "jwcrypto": {"envelope"},
 }
-PURE = {"envelope", "sas", "attributes", "inodes", "names", "errors", "options"}
+PURE = {"envelope", "sas", "attributes", "inodes", "names", "errors", "source", "options"}
 
 TOP_LEVEL = {"pyproject.toml", "README.md", "blobfs", "tests", "scripts", "systemd"}
 
