@@ -1,0 +1,470 @@
+"""What a mount is asked to do: the source and every `-o` option, checked before anything happens.
+
+`MountOptions` is the one table of options. Parsing, negation (`no…`), the suggestion for a
+misspelt name and the README's table are all read off its fields.
+"""
+
+import difflib
+import itertools
+import os
+import re
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from blobfs.errors import OptionError, SasError
+from blobfs.sas import Sas, check, redact, split_url, writable
+from blobfs.source import EXAMPLE, Source, split_source
+
+REGION_SIZE_2_0 = 4 * 1024 * 1024
+"""The one region length that writers of protocol 2.0 use."""
+
+_SAS_FILE_LIMIT = 64 * 1024  # a token is some 200 bytes, a connection string under 2 KiB
+
+# --- values ----------------------------------------------------------------------------------
+# Each takes the text after `=` and raises ValueError with what it should have been.
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
+    if not match:
+        raise ValueError("a size in bytes, as in 65536, 64K, 16M or 2G (K is 1024)")
+    return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)", text)
+    if not match:
+        raise ValueError("a time in seconds, as in 10, 0.5, 30s, 5m or 1h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _timeout(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds < 1:
+        raise ValueError("at least one second")
+    return seconds
+
+
+def _region_size(text: str) -> int:
+    size = _size(text)
+    if not 16 <= size <= 1024**3:  # what the Java SDK writes and every SDK reads
+        raise ValueError("a size from 16 bytes to 1G")
+    return size
+
+
+def _mode(text: str) -> int:
+    if not re.fullmatch(r"0?[0-7]{1,4}", text):
+        raise ValueError("permission bits in octal, as in 0644")
+    return int(text, 8)
+
+
+def _id(text: str) -> int:
+    # 2**32 - 1 is (uid_t) -1, which chown(2) takes for "leave as it is".
+    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) >= 2**32 - 1:
+        raise ValueError("a numeric id")
+    return int(text)
+
+
+def _connections(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= 1024:
+        raise ValueError("a number from 1 to 1024")
+    return int(text)
+
+
+def _path(text: str) -> Path:
+    """Absolute, since the daemon leaves the directory that it was started in."""
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("a path; there is no home directory for its ~") from None
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _default_spool_dir() -> Path:
+    """Where files survive a reboot, since close may leave recovery files there."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/blobfs")
+    state, home = os.environ.get("XDG_STATE_HOME", ""), os.environ.get("HOME", "")
+    if state.startswith("/"):  # the XDG specification has relative paths ignored
+        return Path(state, "blobfs")
+    if home.startswith("/"):
+        return Path(home, ".local/state/blobfs")
+    return Path(f"/var/tmp/blobfs-{os.geteuid()}")
+
+
+# --- the table -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    name: str  # "" for the name of the field
+    parse: Callable[[str], Any] | None  # None for a flag, which takes no value
+    default: str  # as the README shows it
+    help: str
+
+
+def _option(parse: Callable[[str], Any] | None, default: str, help: str, name: str = "") -> Any:
+    return {"option": _Option(name, parse, default, help)}
+
+
+def _value(parse: Callable[[str], Any], default: str, help: str) -> Any:
+    """A field whose default is written, and shown, as a user would write it."""
+    return field(default=parse(default), metadata=_option(parse, default, help))
+
+
+def _flag(default: bool, help: str, name: str = "") -> Any:
+    shown = "on" if default else "off"
+    return field(default=default, metadata=_option(None, shown, help, name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountOptions:
+    """One mount, validated. Sizes are bytes, times seconds, paths absolute.
+
+    `umask` has been taken off `file_mode` and `dir_mode`. `read_only` is also set when the token
+    cannot write. `notes` is what the user should be told; `fuse_options` go to the kernel.
+    """
+
+    source: Source
+    mountpoint: Path
+    notes: tuple[str, ...] = ()
+    fuse_options: tuple[str, ...] = ()
+
+    sas: Sas = field(metadata=_option(str, "", "the container SAS itself; ps shows it"))
+    sas_file: Path | None = field(
+        default=None, metadata=_option(_path, "", "file with the SAS, not readable by others")
+    )
+    key_file: Path | None = field(
+        default=None, metadata=_option(_path, "", "file with the keys (a JSON Web Key Set)")
+    )
+    key_id: str | None = field(
+        default=None, metadata=_option(str, "", "the key that wraps; else the first of the file")
+    )
+    protocol: str = _value(
+        _choice("1.0", "2.0", "2.1"), "2.1", "client-side encryption protocol to write"
+    )
+    region_size: int = _value(
+        _region_size, "64K", "bytes encrypted as one region by protocol 2.1 (2.0 has always 4M)"
+    )
+    min_protocol: str = _value(
+        _choice("1.0", "2.0", "2.1"), "1.0", "oldest protocol to read; older blobs give EACCES"
+    )
+    require_encryption: bool = _flag(True, "refuse to read blobs that are not encrypted")
+    require_seal: bool = _flag(False, "refuse to read encrypted blobs without blobfs's seal")
+    read_only: bool = _flag(False, "mount read-only", name="ro")
+    uid: int = field(
+        default_factory=os.getuid,
+        metadata=_option(_id, "the mounting user", "owner of files that store none"),
+    )
+    gid: int = field(
+        default_factory=os.getgid,
+        metadata=_option(_id, "its group", "group of files that store none"),
+    )
+    file_mode: int = _value(_mode, "0644", "mode of files that store none")
+    dir_mode: int = _value(_mode, "0755", "mode of directories that store none")
+    umask: int = _value(_mode, "0000", "bits taken off file_mode and dir_mode")
+    allow_other: bool = _flag(False, "let other users in, as the modes permit")
+    metadata_ttl: float = _value(
+        _seconds, "10s", "how long attributes and listings are served from memory"
+    )
+    cache_size: int = _value(_size, "64M", "memory for decrypted regions")
+    readahead: int = _value(_size, "16M", "most bytes read ahead for one open file")
+    buffer_size: int = _value(_size, "64M", "memory for bytes not yet stored, before the spool")
+    spool_dir: Path = field(
+        default_factory=_default_spool_dir,
+        metadata=_option(
+            _path,
+            "/var/lib/blobfs, or ~/.local/state/blobfs",
+            "directory for encrypted spool and recovery files",
+        ),
+    )
+    spool_size: int = _value(_size, "1T", "most bytes in the spool; ENOSPC beyond")
+    connections: int = _value(_connections, "16", "most requests to the service at once")
+    timeout: float = _value(_timeout, "60s", "deadline of one operation, retries included")
+    on_conflict: str = _value(
+        _choice("keep", "overwrite"),
+        "keep",
+        "when another client changed the file meanwhile: keep both, or overwrite",
+    )
+    log_level: str = _value(
+        _choice("debug", "info", "warning", "error"), "info", "least severity that is logged"
+    )
+    log_file: Path | None = field(
+        default=None, metadata=_option(_path, "", "file to log to; else the system log")
+    )
+    foreground: bool = _flag(False, "stay in the foreground")
+
+
+# Option name -> (field of MountOptions, option).
+_OPTIONS: dict[str, tuple[str, _Option]] = {
+    f.metadata["option"].name or f.name: (f.name, f.metadata["option"])
+    for f in fields(MountOptions)
+    if "option" in f.metadata
+}
+# Instructions to mount(8), systemd and the like, and what a FUSE mount is anyway.
+_IGNORED = frozenset(
+    """_netdev _rnetdev auto comment default_permissions defaults diratime fail group helper
+    lazytime loud noauto nodiratime nofail nogroup nolazytime noowner norelatime nostrictatime
+    nouser nousers owner relatime silent strictatime uhelper user users""".split()  # noqa: SIM905 (as a list these are thirty lines)
+)
+# Handed on to libfuse, which knows no others (mount.c); of a pair the last one given.
+_FUSE = frozenset(
+    """allow_root async atime dev dirsync exec noatime nodev noexec nosuid suid sync""".split()  # noqa: SIM905
+)
+# Name that turns a flag off -> the flag.
+_NEGATED = {
+    "rw" if name == "ro" else f"no{name}": name
+    for name, (_, option) in _OPTIONS.items()
+    if option.parse is None
+}
+_KNOWN = sorted({*_OPTIONS, *_NEGATED, *_IGNORED, *_FUSE})
+
+
+def option_table() -> str:
+    """Every option as the rows of a Markdown table, for the README."""
+    rows = ["| option | default | meaning |", "|---|---|---|"]
+    negations = {flag: off for off, flag in _NEGATED.items()}
+    for name, (_, option) in _OPTIONS.items():
+        shown = f"`{name}=`" if option.parse else f"`{name}`, `{negations[name]}`"
+        rows.append(f"| {shown} | {option.default} | {option.help} |")
+    return "\n".join(rows) + "\n"
+
+
+# --- parsing ---------------------------------------------------------------------------------
+
+
+def split_options(text: str) -> list[tuple[str, str | None]]:
+    """The text after one `-o` as (name, value or None for a bare name), in order.
+
+    Commas separate. One inside a value is written `\\,` (and a backslash `\\\\`), or the value
+    is put in double quotes; inside a SAS (`spr=https,http`) it may stand as it is. `%` means
+    nothing here. Raises OptionError for an unclosed quote or an option without a name.
+    """
+    options: list[tuple[str, str | None]] = []
+    for piece in _pieces(text):
+        name, has_value, value = piece.partition("=")
+        if options and options[-1][0] == "sas" and _continues_sas(options[-1][1] or "", piece):
+            options[-1] = "sas", f"{options[-1][1]},{piece}"
+        elif not name:
+            raise OptionError("an option has no name in front of its =")
+        else:
+            options.append((name.strip(), value if has_value else None))
+    return options
+
+
+def _pieces(text: str) -> list[str]:
+    """`text` split at its commas, with quotes and escapes resolved; empty pieces dropped."""
+    pieces, piece, quoted = [], "", False
+    position = 0
+    while position < len(text):
+        char, pair = text[position], text[position : position + 2]
+        if pair in ("\\,", "\\\\"):
+            piece += pair[1]
+            position += 1
+        elif char == '"' and (quoted or piece.find("=") == len(piece) - 1 >= 0):
+            quoted = not quoted
+        elif char == "," and not quoted:
+            pieces.append(piece)
+            piece = ""
+        else:
+            piece += char
+        position += 1
+    if quoted:
+        raise OptionError("an option's value has an opening quote without a closing one")
+    return [piece for piece in (*pieces, piece) if piece.strip()]
+
+
+def _continues_sas(token: str, piece: str) -> bool:
+    """Whether `piece`, after a comma, belongs to `token`: `http&sig=…` or the `http` at its end.
+
+    A misspelt option after a whole token has neither, and is reported by its name.
+    """
+    if _is_known(piece.partition("=")[0]):
+        return False
+    return "&" in piece or "sig=" not in token or re.split("[;&]", piece)[0] in ("http", "https")
+
+
+def _is_known(name: str) -> bool:
+    return name in _KNOWN or name.startswith(("x-", "X-"))
+
+
+def _collect(texts: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Field of MountOptions -> parsed value, and the options for libfuse. The last one wins."""
+    values: dict[str, Any] = {}
+    fuse: dict[str, str] = {}
+    for name, text in itertools.chain.from_iterable(map(split_options, texts)):
+        if not _is_known(name):
+            raise _unknown(name)
+        if name in _FUSE:
+            fuse[re.sub("^no|^a(?=sync)", "", name)] = name
+        flag = _NEGATED.get(name, name)
+        if flag not in _OPTIONS:
+            continue
+        target, option = _OPTIONS[flag]
+        if option.parse is None:
+            if text is not None:
+                raise OptionError(f"the option {name} takes no value")
+            values[target] = flag == name
+        elif not text:
+            raise OptionError(f"the option {name} needs a value: write {name}=…")
+        else:
+            try:
+                values[target] = option.parse(text)
+            except ValueError as exc:
+                shown = redact(repr(text))
+                raise OptionError(f"the option {name}={shown} is wrong: write {exc}") from None
+    return values, tuple(fuse.values())
+
+
+def _unknown(name: str) -> OptionError:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", name):
+        return OptionError("one of the options is not NAME or NAME=VALUE")  # may be a secret
+    if re.fullmatch("sv|s[a-z]|sip|spr|sig|sk[a-z]+", name):
+        return OptionError(f"unknown option {name}: if it begins a SAS token, write sas= before it")
+    nearest = difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]}?" if nearest else "see blobfs mount --help"
+    return OptionError(f"unknown option {name}: {hint}")
+
+
+def read_sas_file(path: Path) -> str:
+    """The text of a `sas_file`. Raises SasError when it cannot be read or is not kept secret."""
+    shown = redact(str(path))
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            content = file.read(_SAS_FILE_LIMIT + 1)
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not a path"
+        raise SasError(f"cannot read the sas_file {shown}: {reason}") from None
+    # Its group may read it: a systemd credential of a service with User= has mode 0440.
+    if mode & (stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH):
+        what = "written" if mode & (stat.S_IWGRP | stat.S_IWOTH) else "read"
+        raise SasError(f"the sas_file {shown} can be {what} by others: chmod 600 it")
+    if len(content) > _SAS_FILE_LIMIT:
+        raise SasError(f"the sas_file {shown} is too long to hold a SAS token")
+    try:
+        return content.decode("ascii")
+    except UnicodeDecodeError:
+        raise SasError(f"the sas_file {shown} is not plain ASCII text") from None
+
+
+def token_for(source: Source, text: str) -> Sas:
+    """The token in `text`, which must not name another container than the source's.
+
+    Only a SAS URL or a connection string say what they are for. Raises SasError.
+    """
+    url, token = split_url(text)
+    if token is None:
+        raise SasError("the SAS URL has no token: copy it with all that follows its ?")
+    if url:
+        try:
+            other = Source.parse(url)
+        except OptionError as exc:
+            raise SasError(f"the SAS is for a place that cannot be mounted: {exc}") from None
+        if other.endpoint != source.endpoint:
+            raise SasError(f"the SAS is for {other.endpoint}, the source is {source.endpoint}")
+        if other.container and other.container != source.container:
+            raise SasError(
+                f"the SAS is for the container {other.container}, "
+                f"the source is the container {source.container}"
+            )
+    return token
+
+
+def parse_mount(
+    source: str, mountpoint: str, options: Sequence[str], *, now: datetime
+) -> MountOptions:
+    """The mount that `source`, `mountpoint` and the texts of all `-o` ask for.
+
+    Reads the `sas_file`, if there is one, and nothing else. A key file must be named unless the
+    mount is read-only and `norequire_encryption`, as whatever is written is encrypted. Raises
+    OptionError or SasError, each with one line to show.
+    """
+    where, token = split_source(source)
+    if not where.container:
+        raise OptionError(f"the source {where.display!r} names no container: write {EXAMPLE}")
+    if not mountpoint:
+        raise OptionError("the mount point is missing")
+    values, fuse_options = _collect(options)
+    text = values.pop("sas", None)
+    sas_file = values.get("sas_file")
+    if sum(given is not None for given in (token, text, sas_file)) != 1:
+        raise OptionError("give the SAS token once: as sas_file=, as sas=, or in the source")
+    if sas_file is not None:
+        text = read_sas_file(sas_file)
+    if text is not None:
+        token = token_for(where, text)
+    assert token is not None
+    chosen = MountOptions(
+        source=where,
+        mountpoint=Path(mountpoint).absolute(),
+        fuse_options=fuse_options,
+        sas=token,
+        **values,
+    )
+    notes = check(
+        token, now=now, scheme=where.scheme, prefix=where.prefix, read_only=chosen.read_only
+    )
+    chosen = replace(
+        chosen,
+        notes=tuple(notes),
+        read_only=chosen.read_only or writable(token) is False,
+        file_mode=chosen.file_mode & ~chosen.umask,
+        dir_mode=chosen.dir_mode & ~chosen.umask,
+    )
+    if chosen.protocol != "2.1":
+        if "region_size" in values and (chosen.protocol, chosen.region_size) != (
+            "2.0",
+            REGION_SIZE_2_0,
+        ):
+            raise OptionError(
+                "region_size goes with protocol=2.1: 2.0 always has regions of 4M, 1.0 has none"
+            )
+        chosen = replace(chosen, region_size=REGION_SIZE_2_0)
+    _check_together(chosen)
+    return chosen
+
+
+def _check_together(chosen: MountOptions) -> None:
+    """Raise OptionError for options that contradict each other."""
+    if chosen.protocol < chosen.min_protocol:
+        raise OptionError(
+            f"protocol={chosen.protocol} would write what min_protocol={chosen.min_protocol} "
+            "refuses to read"
+        )
+    if chosen.allow_other and "allow_root" in chosen.fuse_options:
+        raise OptionError("allow_other and allow_root exclude each other: give one")
+    if chosen.key_file is None:
+        if chosen.key_id is not None:
+            raise OptionError("key_id chooses a key of the key_file: give key_file=, too")
+        if not chosen.read_only or chosen.require_encryption:
+            raise OptionError(
+                "key_file= is missing: make one with blobfs keys generate FILE "
+                "(only ro,norequire_encryption needs none)"
+            )
+
+
+def kernel_options(chosen: MountOptions) -> set[str]:
+    """The options for `pyfuse3.init`, which passes each as one `-o` in ASCII to libfuse."""
+    name = "".join(
+        chr(byte) if 32 <= byte < 127 and byte not in b",\\" else f"\\{byte:03o}"
+        for byte in chosen.source.display.encode()
+    )
+    options = {f"fsname={name}", "subtype=blobfs", "default_permissions", *chosen.fuse_options}
+    if chosen.allow_other:
+        options.add("allow_other")
+    if chosen.read_only:
+        options.add("ro")
+    return options
