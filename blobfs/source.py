@@ -52,7 +52,7 @@ class Source:
             host, port = parts.hostname or "", parts.port
         except ValueError:
             raise OptionError(f"the source {shown} is not a URL: write {EXAMPLE}") from None
-        if parts.scheme not in ("http", "https") or not host:
+        if parts.scheme not in ("http", "https") or not re.fullmatch(r"[a-z0-9._:-]+", host):
             raise OptionError(f"the source {shown} is not an http(s) URL: write {EXAMPLE}")
         if ".dfs." in host:
             raise OptionError(f"the source {shown} is a Data Lake endpoint: write .blob. for .dfs.")

@@ -1,7 +1,7 @@
 """The source and the mount options: what is taken, what is refused, and in which words."""
 
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,7 @@ def test_a_sas_in_the_source_is_split_off() -> None:
         (f"cont?{TOKEN}", "is not a URL"),
         ("ftp://h/cont", "is not an http\\(s\\) URL"),
         ("https:///cont", "is not an http\\(s\\) URL"),
+        ("https://a b\\c/cont", "is not an http\\(s\\) URL"),
         ("https://h:port/cont", "is not a URL"),
         ("https://[::1/cont", "is not a URL"),
         ("https://user:secret@h/cont", "has a user name or password"),
@@ -189,6 +190,7 @@ def test_any_folder_survives_percent_encoding(prefix: str) -> None:
         ("sas=sp=r&spr=https,http&sig=x,ro", [("sas", "sp=r&spr=https,http&sig=x"), ("ro", None)]),
         ("sas=sp=r&sig=x&spr=https,http,ro", [("sas", "sp=r&sig=x&spr=https,http"), ("ro", None)]),
         ("sas=srh=a,b,c&sig=x,ro", [("sas", "srh=a,b,c&sig=x"), ("ro", None)]),
+        ("sas=sig=x&rsct=a,b&sr=c,ro", [("sas", "sig=x&rsct=a,b&sr=c"), ("ro", None)]),
         ("sas=sig=x,key_fiel=/x", [("sas", "sig=x"), ("key_fiel", "/x")]),
         ("sas=sig=x,x-systemd.automount", [("sas", "sig=x"), ("x-systemd.automount", None)]),
     ],
@@ -558,6 +560,8 @@ def test_flags_of_the_mount_reach_the_kernel_the_last_of_a_pair() -> None:
 def test_the_source_is_escaped_as_libfuse_reads_it() -> None:
     chosen = mount(source=f"{URL}/a, b/ü")
     assert f"fsname={URL}/a\\054 b/\\303\\274" in kernel_options(chosen)
+    odd = replace(chosen, source=replace(chosen.source, display="a\\b"))
+    assert "fsname=a\\134b" in kernel_options(odd)
 
 
 def test_no_secret_is_in_the_repr_nor_in_what_the_kernel_shows() -> None:

@@ -343,6 +343,7 @@ def test_describe_says_when_a_token_is_not_valid() -> None:
         json.dumps({"sig": SIGNATURE, "sv": "2025-11-05"}),
         json.dumps(json.dumps({"sig": SIGNATURE})),
         json.dumps({"url": f"https://h/c?{token()}"}).replace("&", "\\u0026"),
+        json.dumps({"sig": SIGNATURE}).replace("+", "\\u002B").replace("/", "\\/"),
         quote(json.dumps({"sig": SIGNATURE}), safe=""),
         f"{{'sv': '2025', 'sig': '{SIGNATURE}'}}",
         f"[('sv', '2025'), ('sig', '{SIGNATURE}')]",
@@ -378,6 +379,8 @@ def test_redact_leaves_everything_around_the_signature() -> None:
     )
     encoded = quote(f"https://h/c?sp=r&sig={SIG}&sv=1", safe="")
     assert sas.redact(encoded).endswith("sig%3DREDACTED%26sv%3D1")
+    encoded = quote(json.dumps({"sig": SIGNATURE, "sv": 1}), safe="")
+    assert encoded.partition(quote(SIGNATURE, safe=""))[2] in sas.redact(encoded)
     for text in ("", "nothing here", "a sign of life: ok", "signal 15", "etag=0x8D", "design: b"):
         assert sas.redact(text) == text
 
