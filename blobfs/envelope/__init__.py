@@ -1,0 +1,57 @@
+"""Azure's client-side encryption format, and what blobfs adds to it. FORMAT.md is the spec.
+
+Pure: no network, no trio; the key file is the only file read. Hard problems, and who solves them:
+
+- a (CEK, nonce) pair must never meet two plaintexts: `body.BodyWriter`, by construction;
+- no plaintext may leave before it is authenticated: `gcm.GcmReader.decrypt`;
+- a cut at a region's end looks whole, and a symlink could pass for a file: `seal`;
+- protocol 1.0 must tell an attacker as little as it can: `cbc`, one error for everything.
+"""
+
+from blobfs.envelope.body import BodyReader, BodyWriter, open_body
+from blobfs.envelope.box import BOX_KEY, Box, box_cek, box_encrypt, box_payload
+from blobfs.envelope.cek import new_cek, pack_cek, unpack_cek
+from blobfs.envelope.data import (
+    MAX_REGION_LENGTH,
+    METADATA_KEY,
+    MIN_REGION_LENGTH,
+    REGION_LENGTH_2_0,
+    EncryptionData,
+    Protocol,
+    WrappedKey,
+)
+from blobfs.envelope.keys import Kek, KeySet, generate_key_set, load_key_set, write_key_set
+from blobfs.envelope.seal import SEAL_KEY, check_seal, make_seal, sealed_size
+from blobfs.envelope.sizes import blob_size_of, plain_size
+
+__all__ = [
+    "BOX_KEY",
+    "MAX_REGION_LENGTH",
+    "METADATA_KEY",
+    "MIN_REGION_LENGTH",
+    "REGION_LENGTH_2_0",
+    "SEAL_KEY",
+    "BodyReader",
+    "BodyWriter",
+    "Box",
+    "EncryptionData",
+    "Kek",
+    "KeySet",
+    "Protocol",
+    "WrappedKey",
+    "blob_size_of",
+    "box_cek",
+    "box_encrypt",
+    "box_payload",
+    "check_seal",
+    "generate_key_set",
+    "load_key_set",
+    "make_seal",
+    "new_cek",
+    "open_body",
+    "pack_cek",
+    "plain_size",
+    "sealed_size",
+    "unpack_cek",
+    "write_key_set",
+]

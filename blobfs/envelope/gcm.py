@@ -1,0 +1,130 @@
+"""Bodies of protocols 2.0 and 2.1: regions of AES-256-GCM (FORMAT.md section 5).
+
+Region i is nonce(12) ‖ ciphertext ‖ tag(16). Its nonce is a counter, in one of three encodings.
+"""
+
+import itertools
+import threading
+from collections.abc import Callable
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from blobfs.envelope.data import NONCE_LENGTH, EncryptionData
+from blobfs.errors import Corrupt, Truncated
+
+TAG_LENGTH = 16
+OVERHEAD = NONCE_LENGTH + TAG_LENGTH
+
+Encoding = Callable[[int], bytes]
+
+
+def python_nonce(index: int) -> bytes:
+    return index.to_bytes(NONCE_LENGTH, "big")
+
+
+def java_nonce(index: int) -> bytes:
+    return index.to_bytes(8, "big") + bytes(4)
+
+
+def dotnet_nonce(index: int) -> bytes:
+    return bytes(4) + (index + 1).to_bytes(8, "little")
+
+
+_ENCODINGS: frozenset[Encoding] = frozenset({python_nonce, java_nonce, dotnet_nonce})
+
+
+def gcm_plain_size(region_length: int, blob_size: int) -> int:
+    """Raises Truncated for a length that no sequence of regions has."""
+    regions, rest = divmod(blob_size, region_length + OVERHEAD)
+    if rest == 0:
+        return regions * region_length
+    if rest < OVERHEAD:
+        raise Truncated(f"a body of {blob_size} bytes ends inside a region's nonce or tag")
+    return blob_size - (regions + 1) * OVERHEAD
+
+
+def gcm_blob_size(region_length: int, plain_size: int) -> int:
+    return plain_size + -(-plain_size // region_length) * OVERHEAD
+
+
+class GcmReader:
+    """A `BodyReader` (see body.py). Its methods may run in several threads at once."""
+
+    def __init__(self, data: EncryptionData, cek: bytes, blob_size: int) -> None:
+        self.unit = data.region_length
+        self.blob_size = blob_size
+        self.plain_size: int | None = gcm_plain_size(data.region_length, blob_size)
+        self._stride = data.region_length + OVERHEAD
+        self._aes = AESGCM(cek)
+        self._encodings = _ENCODINGS
+        self._settling = threading.Lock()
+
+    def tail_range(self) -> tuple[int, int]:
+        return self.blob_size, self.blob_size
+
+    def settle_size(self, tail: bytes | memoryview) -> int:
+        assert self.plain_size is not None
+        return self.plain_size
+
+    def blob_range(self, first: int, last: int) -> tuple[int, int]:
+        stop = (last + 1) * self._stride
+        if self.blob_size - stop <= OVERHEAD:  # an empty region may follow the last unit
+            stop = self.blob_size
+        return first * self._stride, stop
+
+    def decrypt(self, first: int, ciphertext: bytes | memoryview) -> list[bytes]:
+        view = memoryview(ciphertext)
+        stop = first * self._stride + len(view)
+        if stop > self.blob_size or (len(view) % self._stride and stop != self.blob_size):
+            raise Truncated(f"{len(view)} bytes from region {first} on are not whole regions")
+        regions = [
+            view[offset : offset + self._stride] for offset in range(0, len(view), self._stride)
+        ]
+        encodings = self._encodings
+        for index, region in enumerate(regions, first):
+            nonce = region[:NONCE_LENGTH]
+            encodings = frozenset(encode for encode in encodings if encode(index) == nonce)
+            if not encodings:
+                raise Corrupt(f"region {index} is not in its place: its nonce is another one's")
+        units = [self._open(index, region) for index, region in enumerate(regions, first)]
+        self._settle(encodings)
+        return [unit for unit in units if unit]
+
+    def _open(self, index: int, region: memoryview) -> bytes:
+        try:
+            return self._aes.decrypt(region[:NONCE_LENGTH], region[NONCE_LENGTH:], None)
+        except InvalidTag:
+            raise Corrupt(f"region {index} fails authentication") from None
+
+    def _settle(self, encodings: frozenset[Encoding]) -> None:
+        """Keep only what fits; after the tags were checked, since until then nonces prove nothing.
+
+        Another thread may have settled on another encoding meanwhile.
+        """
+        with self._settling:
+            self._encodings &= encodings
+            if not self._encodings:
+                raise Corrupt("the regions mix several nonce encodings")
+
+
+class GcmWriter:
+    """Encrypts one body under one CEK. No nonce is ever used twice, whatever the caller does."""
+
+    def __init__(self, cek: bytes, region_length: int) -> None:
+        self.unit = region_length
+        self._aes = AESGCM(cek)
+        self._indices = itertools.count()
+
+    def encrypt(self, plain: memoryview, *, final: bool) -> bytearray:
+        out = bytearray(gcm_blob_size(self.unit, len(plain)))
+        with memoryview(out) as target:
+            start = 0
+            for offset in range(0, len(plain), self.unit):
+                region = plain[offset : offset + self.unit]
+                nonce = python_nonce(next(self._indices))
+                stop = start + len(region) + OVERHEAD
+                target[start : start + NONCE_LENGTH] = nonce
+                self._aes.encrypt_into(nonce, region, None, target[start + NONCE_LENGTH : stop])
+                start = stop
+        return out
