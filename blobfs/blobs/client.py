@@ -1,6 +1,7 @@
 """One request to the service: limits, timeouts, retries, counting; no policy about blobs."""
 
 import email.utils
+import functools
 import logging
 import random
 import ssl
@@ -198,9 +199,8 @@ class Client:
             raise Rejected(_describe(request, reason)) from None
         except httpx.TransportError as exc:
             self._count(request, 0)
-            reason = f"{type(exc).__name__}: {exc}"
             connected = not isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout)
-            raise Transient(_unavailable(request, reason), applied=connected) from exc
+            raise Transient(_unavailable(request, _cause(exc)), applied=connected) from exc
         self._count(request, answer.status)
         if answer.status in RETRIED_STATUSES:
             raise _come_back(answer)
@@ -290,6 +290,7 @@ class _Body(httpx.AsyncByteStream):
         return bytes(chunk)
 
 
+@functools.cache  # loading the system's certificates takes 50 ms
 def _tls() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -357,6 +358,13 @@ def _retry_after(fields: Mapping[str, str]) -> float:
         return float(text)
     date = email.utils.parsedate_tz(text)
     return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else 0.0
+
+
+def _cause(exc: BaseException) -> str:
+    """Why the network failed: trio's broken connections say nothing, but what broke them does."""
+    while not str(exc) and (inner := exc.__cause__ or exc.__context__):
+        exc = inner
+    return f"{type(exc).__name__}: {exc}"
 
 
 def _describe(request: Request, reason: str) -> str:

@@ -1,8 +1,8 @@
 """The service's XML documents: listings, tags, block lists and errors.
 
 No DTD is accepted, so an answer can define no entities: neither expansion bombs nor external
-references. The encoding is fixed to UTF-8, the only one that the service uses, so that the check
-for a DTD cannot be passed by in another one.
+references. UTF-8 is the only encoding accepted, as it is the only one that the service uses: in
+another one a DTD would not be seen.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,6 +20,9 @@ class MalformedXML(ValueError):
 def _parse(document: bytes, root: str) -> ElementTree.Element:
     if b"<!DOCTYPE" in document:
         raise MalformedXML("a document of the service has no DTD")
+    # Expat goes by a byte order mark even when told the encoding; in UTF-16 every "<" has a NUL.
+    if b"\0" in document:
+        raise MalformedXML("a document of the service is in UTF-8")
     try:
         element = ElementTree.fromstring(document, ElementTree.XMLParser(encoding="utf-8"))
     except ElementTree.ParseError as exc:

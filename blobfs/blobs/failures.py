@@ -63,7 +63,7 @@ _REFUSED = {
     "BlobImmutableDueToPolicy": "an immutability policy or a legal hold protects it",
 }
 
-_SIGNATURE = re.compile(r"\bsig\b.*", re.IGNORECASE | re.DOTALL)
+_SIGNATURE = re.compile(r"(?<![a-z])sig(?![a-z]).*", re.IGNORECASE | re.DOTALL)
 _STRING_TO_SIGN = re.compile(r"string[- ]to[- ]sign.*", re.IGNORECASE | re.DOTALL)
 _LONGEST_DETAIL = 300
 

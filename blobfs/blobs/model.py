@@ -1,6 +1,7 @@
 """What the service says about blobs, the same whether a header or a listing said it."""
 
 import datetime
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -73,6 +74,8 @@ def parse_etag(text: str) -> str:
     return text.strip('"')
 
 
+# A blob's two dates are often equal, and blobs written together share theirs.
+@functools.lru_cache(maxsize=4096)
 def parse_date(text: str) -> int:
     """Nanoseconds since the epoch for an HTTP date; 0 for "". Raises ValueError.
 
