@@ -192,10 +192,8 @@ def test_any_cut_is_truncated_under_the_seal(length: int) -> None:
 @given(st.permutations(range(REGIONS)).filter(lambda p: p != sorted(p)))
 def test_any_reorder_of_regions_is_corrupt(order: list[int]) -> None:
     blob = b"".join(CUT[i] for i in order)
-    with pytest.raises(Corrupt):
+    with pytest.raises(Corrupt, match="not in its place"):
         FIVE.check(blob)
-    with pytest.raises(Corrupt):
-        read_all(FIVE.open(), blob)
 
 
 @given(indices, indices.map(lambda n: n + 1))
@@ -369,6 +367,7 @@ def failures_of_protocol_1() -> list[Callable[[], object]]:
         lambda: decrypt(bytes(16), 20),
         lambda: decrypt(bytes(15) + b"\1", 20),
         lambda: open_body(data, CEK, 48).settle_size(bytes(16)),
+        lambda: open_body(data, CEK, 48).settle_size(cbc(CEK, bytes(16), bytes(47) + b"\1")),
         lambda: open_body(data, CEK, 48, 40).decrypt(0, bytes(32)),
         lambda: open_body(data, CEK, 48, 40).decrypt(0, bytes(64)),
         lambda: open_body(data, CEK, 48, 40).decrypt(0, bytes(47)),
