@@ -300,12 +300,14 @@ def _is_known(name: str) -> bool:
     return name in _KNOWN or name.startswith(("x-", "X-"))
 
 
-def _collect(texts: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _collect(texts: Sequence[str], *, sloppy: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Field of MountOptions -> parsed value, and the options for libfuse. The last one wins."""
     values: dict[str, Any] = {}
     fuse: dict[str, str] = {}
     for name, text in itertools.chain.from_iterable(map(split_options, texts)):
         if not _is_known(name):
+            if sloppy:
+                continue
             raise _unknown(name)
         if name in _FUSE:
             fuse[re.sub("^no|^a(?=sync)", "", name)] = name
@@ -384,12 +386,13 @@ def token_for(source: Source, text: str) -> Sas:
 
 
 def parse_mount(
-    source: str, mountpoint: str, options: Sequence[str], *, now: datetime
+    source: str, mountpoint: str, options: Sequence[str], *, now: datetime, sloppy: bool = False
 ) -> MountOptions:
     """The mount that `source`, `mountpoint` and the texts of all `-o` ask for.
 
     Reads the `sas_file`, if there is one, and nothing else. A key file must be named unless the
-    mount is read-only and `norequire_encryption`, as whatever is written is encrypted. Raises
+    mount is read-only and `norequire_encryption`, as whatever is written is encrypted. `sloppy`
+    passes over options that nobody knows, as mount(8) asks for with -s. Raises
     OptionError or SasError, each with one line to show.
     """
     where, token = split_source(source)
@@ -397,7 +400,7 @@ def parse_mount(
         raise OptionError(f"the source {where.display!r} names no container: write {EXAMPLE}")
     if not mountpoint:
         raise OptionError("the mount point is missing")
-    values, fuse_options = _collect(options)
+    values, fuse_options = _collect(options, sloppy=sloppy)
     text = values.pop("sas", None)
     sas_file = values.get("sas_file")
     if sum(given is not None for given in (token, text, sas_file)) != 1:

@@ -1,0 +1,5 @@
+import sys
+
+from blobfs.cli import main
+
+sys.exit(main())

@@ -1,0 +1,243 @@
+"""The content of a file while it is being changed.
+
+A draft lies over the stored version (its base) like a sheet of tracing paper: pages that were
+written hide the base, `base_size` says how much of the base still shows, and everything else up
+to `size` is a hole that reads as zeros and costs nothing. Nothing is downloaded before it is
+needed: a page is read from the base only when it is written in part.
+
+All drafts of a mount share a budget of memory; what is over it goes to the spool.
+"""
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator
+
+from blobfs.spool import Slot, Spool
+
+PAGE = 256 * 1024
+"""Bytes a page: two of the kernel's default 128 KiB writes, a quarter of its largest."""
+
+Buffer = bytes | bytearray | memoryview
+ReadBase = Callable[[int, int], Awaitable[Buffer]]
+
+
+class PagePool:
+    """The memory that the pages of all drafts share; over `limit` bytes they go to the spool."""
+
+    def __init__(self, spool: Spool, limit: int) -> None:
+        self.spool = spool
+        self._limit = limit
+        self._used = 0
+        self._pages: OrderedDict[tuple[int, int], tuple[PageMap, int]] = OrderedDict()
+
+    @property
+    def memory_used(self) -> int:
+        return self._used
+
+    def touched(self, owner: "PageMap", index: int, growth: int) -> None:
+        """A page was written; the pages written longest ago make room.
+
+        Raises PosixError(ENOSPC) when the spool is full.
+        """
+        self._used += growth
+        key = (id(owner), index)
+        self._pages[key] = (owner, index)
+        self._pages.move_to_end(key)
+        while self._used > self._limit and len(self._pages) > 1:
+            oldest, (other, number) = next(iter(self._pages.items()))
+            freed = other.spill(number)
+            del self._pages[oldest]
+            self._used -= freed
+
+    def dropped(self, owner: "PageMap", index: int, size: int) -> None:
+        if self._pages.pop((id(owner), index), None) is not None:
+            self._used -= size
+
+
+class PageMap:
+    """Pages by index, in memory or in the spool. One shorter than `PAGE` ends in zeros."""
+
+    def __init__(self, pool: PagePool) -> None:
+        self._pool = pool
+        self._memory: dict[int, bytearray] = {}
+        self._spooled: dict[int, Slot] = {}
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._memory or index in self._spooled
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([*self._memory, *self._spooled])
+
+    @property
+    def bytes_held(self) -> int:
+        return (len(self._memory) + len(self._spooled)) * PAGE
+
+    def get(self, index: int) -> Buffer | None:
+        """The page for reading only, or None."""
+        page = self._memory.get(index)
+        if page is not None:
+            return page
+        slot = self._spooled.get(index)
+        return None if slot is None else self._pool.spool.load(slot)
+
+    def put(self, index: int, page: bytearray) -> None:
+        """Store the page; it is the map's own from now on."""
+        growth = len(page) - len(self._memory.get(index, b""))
+        self._memory[index] = page
+        self._forget_slot(index)
+        self._pool.touched(self, index, growth)
+
+    def take(self, index: int) -> bytearray | None:
+        """A copy-free page to be changed and `put` again, or None."""
+        page = self._memory.pop(index, None)
+        if page is not None:
+            self._pool.dropped(self, index, len(page))
+            return page
+        slot = self._spooled.get(index)
+        return None if slot is None else self._pool.spool.load(slot)
+
+    def drop(self, index: int) -> None:
+        page = self._memory.pop(index, None)
+        if page is not None:
+            self._pool.dropped(self, index, len(page))
+        self._forget_slot(index)
+
+    def clear(self) -> None:
+        for index in self:
+            self.drop(index)
+
+    def spill(self, index: int) -> int:
+        """Move a page to the spool; bytes of memory freed."""
+        page = self._memory[index]
+        self._spooled[index] = self._pool.spool.store(page)
+        del self._memory[index]
+        return len(page)
+
+    def _forget_slot(self, index: int) -> None:
+        slot = self._spooled.pop(index, None)
+        if slot is not None:
+            self._pool.spool.free(slot)
+
+
+class Draft:
+    """One file's content while it is open for writing or truncated.
+
+    The caller serialises `write` and `truncate` (the node's lock); `read` may run at any time,
+    also while one of them waits for the base, and then sees the state before or after it.
+    `dirty` says that the service does not have this content yet; `changes` counts changes;
+    `front_to_back` that nothing was written but at the end.
+    """
+
+    def __init__(self, pool: PagePool, base_size: int, read_base: ReadBase | None) -> None:
+        self._pages = PageMap(pool)
+        self._read_base = read_base
+        self.base_size = base_size
+        self.size = base_size
+        self.dirty = False
+        self.changes = 0
+        self.front_to_back = base_size == 0
+        self.failed_at = -1  # `changes` at the time of the last failed commit
+
+    @property
+    def bytes_held(self) -> int:
+        return self._pages.bytes_held
+
+    def mark_dirty(self) -> None:
+        self.dirty = True
+        self.changes += 1
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        """Raises what reading the base raises, or PosixError(ENOSPC); the pages before the one
+        that failed are written then."""
+        view = memoryview(data)
+        self.front_to_back &= offset >= self.size
+        while view:
+            index, start = divmod(offset, PAGE)
+            piece = view[: PAGE - start]
+            page = await self._writable(index, start, start + len(piece))
+            end = start + len(piece)
+            if len(page) < start:
+                page.extend(bytes(start - len(page)))
+            page[start:end] = piece
+            offset += len(piece)
+            # Before `put`, which may find the spool full: bytes beyond the size must stay zeros.
+            self.size = max(self.size, offset)
+            self.mark_dirty()
+            self._pages.put(index, page)
+            view = view[len(piece) :]
+
+    async def truncate(self, size: int) -> None:
+        """Cut, or grow with a hole."""
+        if size < self.size:
+            first, keep = divmod(size, PAGE)
+            if keep and first in self._pages:
+                page = self._pages.take(first)
+                assert page is not None
+                del page[keep:]
+                self._pages.put(first, page)
+            for index in list(self._pages):
+                if index > first or (index == first and not keep):
+                    self._pages.drop(index)
+            self.base_size = min(self.base_size, size)
+        self.front_to_back = size == 0
+        self.size = size
+        self.mark_dirty()
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes from `offset`; fewer only at the end of the file."""
+        end = min(offset + size, self.size)
+        parts: list[Buffer] = []
+        while offset < end:
+            index, start = divmod(offset, PAGE)
+            stop = min(PAGE, start + end - offset)
+            page = self._pages.get(index)
+            if page is None:
+                stop = self._run(index, start, end - offset)
+                parts.extend(await self._from_base(offset, stop - start))
+            else:
+                found = bytes(memoryview(page)[start:stop])
+                parts.append(found)
+                parts.append(bytes(stop - start - len(found)))
+            offset += stop - start
+        return b"".join(parts)
+
+    def committed(self, keep: int) -> None:
+        """The service has this content: it is the new base.
+
+        Pages are kept up to `keep` bytes, so that the next commit need not fetch them.
+        """
+        self.dirty = False
+        self.front_to_back = False
+        self.base_size = self.size
+        if self.bytes_held > keep:
+            self._pages.clear()
+
+    def discard(self) -> None:
+        """Let go of all memory and spool space."""
+        self._pages.clear()
+
+    def _run(self, index: int, start: int, wanted: int) -> int:
+        """How far, from the start of page `index`, no page hides the base (or hole)."""
+        stop = PAGE
+        while stop - start < wanted and index + stop // PAGE not in self._pages:
+            stop += PAGE
+        return min(stop, start + wanted)
+
+    async def _from_base(self, offset: int, size: int) -> list[Buffer]:
+        shown = max(0, min(size, self.base_size - offset))
+        parts: list[Buffer] = []
+        if shown:
+            assert self._read_base is not None
+            parts.append(await self._read_base(offset, shown))
+        if size > shown:
+            parts.append(bytes(size - shown))
+        return parts
+
+    async def _writable(self, index: int, start: int, end: int) -> bytearray:
+        """The page with what it shows now, unless that is about to be overwritten whole."""
+        offset = index * PAGE
+        shown = max(0, min(PAGE, self.base_size - offset))
+        if index not in self._pages and shown and (start > 0 or end < shown):
+            assert self._read_base is not None
+            return bytearray(await self._read_base(offset, shown))
+        page = self._pages.take(index)
+        return bytearray() if page is None else page

@@ -1,0 +1,193 @@
+"""From a draft to a stored version, and what happens when that fails.
+
+- The service has another content by now: ESTALE; its version stays, ours is kept beside it as
+  `NAME.blobfs-conflict-…` (`on_conflict=overwrite`: ours replaces it).
+- Only metadata changed meanwhile: ours goes on top of it.
+- The condition failed, but the version there is the one that we sent in an attempt whose answer
+  never came: that is success.
+- Anything else: the caller gets the error and the draft stays, so that the next flush or fsync
+  tries again. What is still unsaved when the last handle goes is kept as a recovery file.
+"""
+
+import logging
+import secrets
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from blobfs.attributes import value_of
+from blobfs.blobs import BlobInfo, ContentHeaders
+from blobfs.draft import Draft
+from blobfs.envelope import METADATA_KEY
+from blobfs.errors import AlreadyExists, BlobfsError, ConditionFailed, NotFound
+from blobfs.fs.store import Store
+from blobfs.inodes import Node
+from blobfs.recovery import keep_for_recovery
+from blobfs.writer import SINGLE_PUT, Properties, Upload
+
+log = logging.getLogger(__name__)
+
+KEEP_PAGES = 32 * 1024 * 1024
+"""Bytes of pages kept after a commit of a file that stays open for writing."""
+
+CONFLICT_MARK = ".blobfs-conflict-"
+
+
+async def commit(store: Store, node: Node) -> None:
+    """Store the node's draft if it is dirty; the caller holds the node's lock.
+
+    Raises ServiceError or ContentError; the draft then is as dirty as before, except after a
+    conflict, when it is gone since its content was stored under another name.
+    """
+    draft = node.draft
+    if draft is None or not draft.dirty or not node.is_linked:
+        return
+    for _ in range(3):
+        upload = await _finished_upload(store, node, draft)
+        try:
+            await _store_upload(store, node, draft, upload)
+            return
+        except (ConditionFailed, AlreadyExists):
+            await _resolve(store, node, draft, upload)
+            if not draft.dirty:
+                return
+    raise ConditionFailed(f"{node.path!r} is being changed by others over and over")
+
+
+async def _finished_upload(store: Store, node: Node, draft: Draft) -> Upload:
+    upload = node.upload or store.new_upload(node)
+    node.upload = None  # it is void from here on unless all of it goes well
+    try:
+        await upload.finish(draft.size, draft.read)
+    except BaseException:
+        upload.abandon()
+        raise
+    return upload
+
+
+async def _properties(store: Store, node: Node) -> Properties:
+    info = node.info
+    if info is None:
+        return Properties(store.composed(node), ContentHeaders(), None, None)
+    if not store.is_confirmed(node):
+        # Tags and tier change without a new ETag: ask again before they are written back.
+        container, name = store.locate(node)
+        current = await container.head(name)
+        if current.etag != info.etag:
+            raise ConditionFailed(f"{name!r} was changed by someone else")
+        info = current
+    tags, tier = await store.carried(store.volume(node), info)
+    return Properties(store.composed(node), info.headers, tags, tier)
+
+
+async def _store_upload(store: Store, node: Node, draft: Draft, upload: Upload) -> None:
+    properties = await _properties(store, node)
+    attrs, overlay = replace(node.attrs), dict(node.overlay)
+    condition = node.info.etag if node.info is not None else node.replaces
+    await upload.seal(properties)
+    node.attempts.append(upload.encryption_data)
+    version = await upload.commit(properties, if_match=condition or None, create=not condition)
+    info = BlobInfo(
+        upload.name,
+        version.etag,
+        upload.blob_size,
+        version.last_modified_ns,
+        "BlockBlob",
+        replace(properties.headers, content_md5=""),
+        upload.metadata,
+        tier=properties.tier or "",
+        tag_count=len(properties.tags or ()),
+    )
+    _committed(store, node, draft, info)
+    if node.attrs == attrs and node.overlay == overlay:
+        node.unsaved = False
+        node.overlay.clear()
+
+
+def _committed(store: Store, node: Node, draft: Draft, info: BlobInfo) -> None:
+    store.wrote(node, info)
+    node.replaces = ""
+    node.attempts.clear()
+    node.commits += 1
+    node.content = None
+    node.plain_size = draft.size
+    node.page_cache_etag = info.etag  # the kernel saw every byte of it pass
+    draft.committed(KEEP_PAGES)
+
+
+async def _resolve(store: Store, node: Node, draft: Draft, upload: Upload) -> None:
+    """After a refused commit: take it for done, make a new try possible, or keep ours aside."""
+    container, name = store.locate(node)
+    try:
+        current = await container.head(name)
+    except NotFound:
+        current = None
+    if current is not None:
+        if value_of(current.metadata, METADATA_KEY) in node.attempts:
+            _committed(store, node, draft, current)
+            return
+        same = node.info is not None and await _same(store, node.info, current)
+        if same or store.policy.overwrite_on_conflict:
+            node.info = current
+            node.replaces = ""
+            return
+    elif store.policy.overwrite_on_conflict:
+        node.info, node.replaces = None, ""
+        return
+    aside = await _keep_aside(store, node, draft, upload)
+    node.draft = None
+    node.unsaved = False
+    node.overlay.clear()
+    node.fresh_until = 0.0
+    node.attempts.clear()
+    draft.discard()
+    raise ConditionFailed(
+        f"{name!r} was changed by someone else; this version of it is kept as {aside!r}"
+    )
+
+
+async def _same(store: Store, before: BlobInfo, after: BlobInfo) -> bool:
+    try:
+        return await store.reader.same_content(before, after)
+    except BlobfsError:
+        return False  # not ours to judge, for want of its key: then it is another content
+
+
+async def _keep_aside(store: Store, node: Node, draft: Draft, upload: Upload) -> str:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    aside = f"{upload.name}{CONFLICT_MARK}{stamp}-{secrets.token_hex(3)}"
+    properties = replace(await _own_properties(store, node), tags=None, tier=None)
+    if draft.size > SINGLE_PUT or not upload.is_single:
+        upload = store.new_upload(node, aside)
+        await upload.finish(draft.size, draft.read)
+    await upload.seal(properties)
+    await upload.commit(properties, if_match=None, create=True, name=aside)
+    return aside
+
+
+async def _own_properties(store: Store, node: Node) -> Properties:
+    headers = ContentHeaders() if node.info is None else node.info.headers
+    return Properties(store.composed(node), headers, None, None)
+
+
+async def keep_or_lose(store: Store, node: Node, reason: str) -> None:
+    """Write the recovery file of a draft that could not be stored, and say where it is."""
+    draft = node.draft
+    assert draft is not None
+    try:
+        path = await keep_for_recovery(
+            store.policy.recovery_dir,
+            container_url=store.volume(node).container.url,
+            name=store.blob_name(node),
+            etag=node.info.etag if node.info is not None else node.replaces,
+            kind=node.kind,
+            size=draft.size,
+            read=draft.read,
+            properties=await _own_properties(store, node),
+            keyring=store.keyring,
+            policy=store.write_policy,
+            reason=reason,
+        )
+    except (OSError, BlobfsError) as exc:
+        log.critical("%s: NOT STORED, and no recovery file could be written: %s", node.path, exc)
+    else:
+        log.error("%s: not stored; its content is kept, encrypted, in %s", node.path, path)

@@ -1,0 +1,244 @@
+"""Open files: read, write, truncate, flush, and what the last close leaves."""
+
+import errno
+import logging
+import os
+import stat
+
+from blobfs.attributes import Kind
+from blobfs.draft import Draft
+from blobfs.errors import BlobfsError, PosixError
+from blobfs.fs import commit as commits
+from blobfs.fs.store import Store
+from blobfs.inodes import Handle, Node
+from blobfs.reader import Reach
+from blobfs.writer import SINGLE_PUT
+
+log = logging.getLogger(__name__)
+
+
+class Files:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._inodes = store.inodes
+
+    async def open(self, node: Node, flags: int) -> tuple[int, bool]:
+        """A handle, and whether the kernel may keep its cached pages of the file.
+
+        `O_TRUNC` arrives here, not in a setattr. Raises PosixError, ServiceError, or ContentError
+        when the content may not be served.
+        """
+        store = self._store
+        writable = (flags & os.O_ACCMODE) != os.O_RDONLY
+        if node.kind is Kind.DIRECTORY:
+            raise PosixError(errno.EISDIR)
+        if writable or flags & os.O_TRUNC:
+            store.writable(node)
+        if not store.is_fresh(node):
+            await store.refresh(node)
+        number = self._inodes.open(node, writable=writable, reach=Reach())
+        try:
+            if flags & os.O_TRUNC:
+                async with self._store.locked(node):
+                    await self._truncate(node, 0)
+            elif (flags & os.O_ACCMODE) != os.O_WRONLY and node.draft is None:
+                self._inodes.handle(number).content = await store.content(node)
+        except BaseException:
+            self._inodes.close(number)
+            self._inodes.release(node)
+            raise
+        etag = "" if node.info is None else node.info.etag
+        keep = node.draft is not None or node.page_cache_etag == etag
+        node.page_cache_etag = etag
+        return number, keep
+
+    def create(self, node: Node, flags: int) -> int:
+        """A handle on a node that is new: an empty draft, to be stored by the first flush."""
+        writable = (flags & os.O_ACCMODE) != os.O_RDONLY
+        return self._inodes.open(node, writable=writable, reach=Reach())
+
+    async def store_new(self, node: Node) -> None:
+        """Store a file that was made without being opened."""
+        async with self._store.locked(node):
+            try:
+                await self.commit(node)
+            except BaseException:
+                self._drop_draft(node)
+                self._inodes.detach(node)
+                raise
+
+    async def read(self, number: int, offset: int, size: int) -> bytes | memoryview:
+        handle = self._inodes.handle(number)
+        node = handle.node
+        if node.draft is not None:
+            return await node.draft.read(offset, size)
+        if handle.content is None or handle.commits != node.commits:
+            handle.content = await self._store.content(node)
+            handle.commits = node.commits
+        return await self._store.reader.read(handle.content, handle.reach, offset, size)
+
+    async def write(self, number: int, offset: int, data: bytes) -> int:
+        handle = self._inodes.handle(number)
+        node = handle.node
+        async with self._store.locked(node):
+            draft = await self._store.draft(node)
+            self._invalidate_staged(node, offset)
+            await draft.write(offset, data)
+            self._modified(node)
+            await self._stage(node, draft)
+        return len(data)
+
+    def _modified(self, node: Node) -> None:
+        now = self._store.now_ns()
+        node.attrs.mtime_ns = node.attrs.ctime_ns = now
+        # The kernel leaves this to us (FUSE_HANDLE_KILLPRIV) and does not say who writes.
+        node.attrs.mode = without_set_id(node.attrs.mode)
+
+    def _invalidate_staged(self, node: Node, offset: int) -> None:
+        upload = node.upload
+        if upload is not None and offset < upload.staged:
+            upload.abandon()
+            node.upload = None
+
+    async def _stage(self, node: Node, draft: Draft) -> None:
+        """Send whole blocks of a file that is being written front to back."""
+        if not draft.front_to_back or draft.size <= SINGLE_PUT or not node.is_linked:
+            return
+        if node.upload is None:
+            node.upload = self._store.new_upload(node)
+        upload = node.upload
+        try:
+            while draft.size - upload.staged >= upload.next_block:
+                await upload.stage(await draft.read(upload.staged, upload.next_block))
+        except BlobfsError as exc:
+            # Not this write's failure: the draft has the bytes, and the commit will try again.
+            log.warning("%s: staging stopped: %s", node.path, exc)
+            draft.front_to_back = False
+            upload.abandon()
+            node.upload = None
+        except BaseException:
+            upload.abandon()
+            node.upload = None
+            raise
+
+    async def truncate(self, node: Node, size: int, *, commit_now: bool) -> None:
+        """Set the size; the caller holds the node's lock. Raises as `write` and `flush` do."""
+        await self._truncate(node, size)
+        if commit_now:
+            await self.commit(node)
+
+    async def _truncate(self, node: Node, size: int) -> None:
+        draft = await self._store.draft(node, empty=size == 0)
+        self._invalidate_staged(node, size)
+        await draft.truncate(size)
+        self._modified(node)
+
+    async def flush(self, number: int) -> None:
+        """Every close of a descriptor: store what is dirty. Raises what keeps it from being so."""
+        await self._settle(self._inodes.handle(number).node)
+
+    async def fsync(self, number: int) -> None:
+        node = self._inodes.handle(number).node
+        await self._settle(node)
+        async with self._store.locked(node):
+            await self._store.save(node)
+
+    async def _settle(self, node: Node) -> None:
+        if node.draft is not None and node.draft.dirty:
+            async with self._store.locked(node):
+                await self.commit(node)
+
+    async def commit(self, node: Node) -> None:
+        """Store the draft; the caller holds the node's lock. See `commit.commit`."""
+        draft = node.draft
+        if draft is None:
+            return
+        changes = draft.changes
+        try:
+            await commits.commit(self._store, node)
+        except BaseException:
+            draft.failed_at = changes
+            raise
+        if not node.writers and node.draft is draft:
+            self._drop_draft(node)
+
+    def _drop_draft(self, node: Node) -> None:
+        if node.draft is not None:
+            node.draft.discard()
+            node.draft = None
+        if node.upload is not None:
+            node.upload.abandon()
+            node.upload = None
+
+    async def release(self, number: int) -> None:
+        """The last reference to a handle is gone. Raises nothing of ours: nobody would hear it.
+
+        Dirty data at this point was written through a mapping after close, or its flush failed.
+        """
+        handle = self._inodes.close(number)
+        node = handle.node
+        try:
+            async with self._store.locked(node):
+                if not node.writers:
+                    await self._last_writer_gone(node, handle)
+                if not node.opens:
+                    node.content = None
+                    if node.hidden:
+                        await self._delete_hidden(node)
+        finally:
+            self._inodes.release(node)
+
+    async def _last_writer_gone(self, node: Node, handle: Handle) -> None:
+        draft = node.draft
+        if draft is None:
+            return
+        if draft.dirty and node.is_linked and draft.failed_at != draft.changes:
+            try:
+                await self.commit(node)
+            except BlobfsError as exc:
+                log.error("%s: %s", node.path, exc)
+        draft = node.draft
+        if draft is not None and draft.dirty and node.is_linked:
+            await commits.keep_or_lose(self._store, node, "close failed")
+            self._forget_unsaved(node)
+        self._drop_draft(node)
+
+    def _forget_unsaved(self, node: Node) -> None:
+        """After the recovery file is written: back to what the service has."""
+        node.unsaved = False
+        node.overlay.clear()
+        node.fresh_until = 0.0
+        if node.info is None:
+            self._inodes.detach(node)
+
+    async def _delete_hidden(self, node: Node) -> None:
+        container, name = self._store.locate(node)
+        assert node.info is not None
+        try:
+            await self._store.delete(container, name, node.info.etag)
+        except BlobfsError as exc:
+            log.error("%s, of a file unlinked while open, is left behind: %s", name, exc)
+        node.hidden = ""
+        node.info = None
+
+    async def drain(self) -> None:
+        """Before the mount ends: store everything that is dirty, or keep it for recovery."""
+        for node in self._inodes:
+            async with self._store.locked(node):
+                if node.draft is not None and node.draft.dirty and node.is_linked:
+                    try:
+                        await commits.commit(self._store, node)
+                    except BlobfsError as exc:
+                        log.error("%s: %s", node.path, exc)
+                    if node.draft is not None and node.draft.dirty:
+                        await commits.keep_or_lose(self._store, node, "the mount ended")
+                if node.hidden:
+                    await self._delete_hidden(node)
+
+
+def without_set_id(mode: int) -> int:
+    """The permission bits left after someone changed the content or the owner."""
+    mode &= ~stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        mode &= ~stat.S_ISGID
+    return mode

@@ -1,0 +1,163 @@
+"""What a directory holds, from pages of List Blobs.
+
+A name in a directory can come from four kinds of blobs, pages apart: `a` (a file, a link or a
+node), `a` with `hdi_isfolder` (a directory's marker), `a/` (a marker as some tools write it) and
+anything below `a/` (a directory, marker or not). `Scanner` makes one entry of them:
+
+- marker and prefix are one directory;
+- a file `a` beside `a/…` is shadowed by the directory: it is not shown, said once in the log, and
+  never touched;
+- empty segments (`a//b`), `.`, `..` and names over 255 bytes cannot be shown: skipped, said once.
+
+Between `a` and `a/` a listing has only names that begin with `a`, so the scanner holds an entry
+back until a name comes that does not. Nothing else depends on the service's order.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from cachetools import LRUCache
+
+from blobfs.attributes import Kind, kind_of
+from blobfs.blobs import BlobInfo, Page
+from blobfs.inodes import Node
+from blobfs.names import HIDDEN_PREFIX, is_showable
+
+log = logging.getLogger(__name__)
+
+CACHED_ENTRIES = 100_000
+"""Entries of all cached listings together."""
+
+CACHED_DIRECTORY = 20_000
+"""Entries of the largest directory whose listing is kept."""
+
+
+class Entry(NamedTuple):
+    """What the service says of one name; `info` is None for a directory without a marker."""
+
+    kind: Kind
+    info: BlobInfo | None
+
+
+class Scanner:
+    """Turns the pages of one listing of `prefix` (ending in a slash, or "") into entries."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._held: dict[str, Entry] = {}
+        self._held_order: list[str] = []
+        self.own_marker: BlobInfo | None = None  # a blob `prefix` itself, slash included
+        self.unshowable: list[str] = []
+
+    def feed(self, page: Page) -> Iterator[tuple[str, Entry]]:
+        """The entries that are certain after this page, in the service's order."""
+        names: list[tuple[str, BlobInfo | None]] = [(blob.name, blob) for blob in page.blobs]
+        names += [(prefix, None) for prefix in page.prefixes]
+        # Blobs and prefixes come in two lists; where they meet in one page does not matter,
+        # since what a page says of one name is put together before anything is certain.
+        for full, info in names:
+            self._add(full[len(self._prefix) :], info)
+        lasts = [names[-1] for names in ([b.name for b in page.blobs], page.prefixes) if names]
+        yield from self._release([last[len(self._prefix) :] for last in lasts])
+        if not page.next_marker:
+            yield from self._release([])
+
+    def _add(self, relative: str, info: BlobInfo | None) -> None:
+        if relative == "" and info is not None:
+            self.own_marker = info
+            return
+        if relative.startswith(HIDDEN_PREFIX):
+            return
+        is_prefix = info is None or relative.endswith("/")
+        name = relative[:-1] if is_prefix else relative
+        if not is_showable(name):
+            self.unshowable.append(self._prefix + relative)
+            return
+        held = self._held.get(name)
+        if held is None:
+            self._held_order.append(name)
+        self._held[name] = self._merge(name, held, is_prefix, info)
+
+    def _merge(
+        self, name: str, held: Entry | None, is_prefix: bool, info: BlobInfo | None
+    ) -> Entry:
+        if not is_prefix:
+            assert info is not None
+            entry = Entry(kind_of(info.metadata, info.size), info)
+            if held is None or entry.kind is Kind.DIRECTORY:
+                return entry
+            self.unshowable.append(self._prefix + name)
+            return held
+        if held is None:
+            return Entry(Kind.DIRECTORY, info)
+        if held.kind is not Kind.DIRECTORY:
+            self.unshowable.append(self._prefix + name)
+            return Entry(Kind.DIRECTORY, info)
+        return held if held.info is not None else Entry(Kind.DIRECTORY, info)
+
+    def _release(self, lasts: list[str]) -> Iterator[tuple[str, Entry]]:
+        """Entries of which no later page can say more, given the last names of this one."""
+        still_held = []
+        for name in self._held_order:
+            if any(last.startswith(name) for last in lasts):
+                still_held.append(name)
+            else:
+                yield name, self._held.pop(name)
+        self._held_order = still_held
+
+
+class Scan:
+    """A listing under way: what this mount changes meanwhile outranks what the service says."""
+
+    def __init__(self) -> None:
+        self.changed: dict[str, Entry | None] = {}
+
+
+class Listing:
+    """A directory's whole content at the time when it was asked for."""
+
+    __slots__ = ("entries", "fresh_until")
+
+    def __init__(self, entries: dict[str, Entry], fresh_until: float) -> None:
+        self.entries = entries
+        self.fresh_until = fresh_until
+
+
+class Listings:
+    """Whole listings of the directories used last, kept right under this mount's own changes."""
+
+    def __init__(self) -> None:
+        self._cache: LRUCache[int, Listing] = LRUCache(
+            CACHED_ENTRIES, getsizeof=lambda listing: len(listing.entries) + 1
+        )
+
+    def get(self, directory: Node) -> Listing | None:
+        listing: Listing | None = self._cache.get(directory.ino)
+        return listing
+
+    def put(self, directory: Node, listing: Listing) -> None:
+        self._cache[directory.ino] = listing
+
+    def drop(self, directory: Node) -> None:
+        self._cache.pop(directory.ino, None)
+
+    def note(self, directory: Node, name: str, entry: Entry | None) -> None:
+        """This mount made (or removed: None) the entry."""
+        for scan in directory.scans:
+            scan.changed[name] = entry
+        listing = self.get(directory)
+        if listing is None:
+            return
+        if entry is None:
+            listing.entries.pop(name, None)
+        else:
+            listing.entries[name] = entry
+
+    def begin(self, directory: Node) -> Scan:
+        scan = Scan()
+        directory.scans.append(scan)
+        return scan
+
+    def end(self, directory: Node, scan: Scan) -> None:
+        directory.scans.remove(scan)

@@ -1,0 +1,240 @@
+"""chmod, chown, utimensat, and extended attributes."""
+
+import errno
+from dataclasses import dataclass, replace
+
+from blobfs.attributes import Kind, find_key, value_of
+from blobfs.blobs import BlobInfo
+from blobfs.envelope import BOX_KEY, Box, box_cek, box_encrypt, box_payload, new_cek
+from blobfs.errors import PosixError
+from blobfs.fs.files import Files, without_set_id
+from blobfs.fs.store import Store
+from blobfs.inodes import Node
+from blobfs.xattrs import (
+    Attribute,
+    View,
+    decode_box,
+    encode_box,
+    listed,
+    parse_name,
+    text_of,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a setattr asks for; None: leave it. Times in ns."""
+
+    size: int | None = None
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+
+
+class Metadata:
+    def __init__(self, store: Store, files: Files) -> None:
+        self._store = store
+        self._files = files
+
+    async def set(self, node: Node, changes: Changes, *, by_handle: bool) -> None:
+        """Change attributes, stored before this returns unless a write will carry them soon.
+
+        `by_handle` says that a flush will follow, so that a new size can wait for it. Raises
+        ServiceError, ContentError or PosixError.
+        """
+        store = self._store
+        if node.parent is not None or not node.hidden:
+            store.writable(node)
+        async with store.locked(node):
+            before = replace(node.attrs)
+            if changes.size is not None:
+                if node.kind is not Kind.FILE:
+                    raise PosixError(errno.EISDIR if node.is_directory else errno.EINVAL)
+                await self._files.truncate(node, changes.size, commit_now=not by_handle)
+            self._apply(node, changes)
+            if replace(node.attrs, ctime_ns=before.ctime_ns) == before:
+                return
+            store.changed(node)
+            if not store.may_wait(node):
+                try:
+                    await store.save(node)
+                except BaseException:
+                    node.attrs = before
+                    node.unsaved = False
+                    raise
+
+    async def save(self, node: Node) -> None:
+        """Store what is unsaved. Raises ServiceError."""
+        async with self._store.locked(node):
+            await self._store.save(node)
+
+    def _apply(self, node: Node, changes: Changes) -> None:
+        attrs = node.attrs
+        now = self._store.now_ns()
+        if changes.uid is not None or changes.gid is not None:
+            if node.kind is Kind.FILE:
+                attrs.mode = without_set_id(attrs.mode)
+            attrs.uid = attrs.uid if changes.uid is None else changes.uid
+            attrs.gid = attrs.gid if changes.gid is None else changes.gid
+        if changes.mode is not None:
+            attrs.mode = changes.mode
+        if changes.atime_ns is not None:
+            attrs.atime_ns = changes.atime_ns
+        if changes.mtime_ns is not None:
+            attrs.mtime_ns = changes.mtime_ns
+        attrs.ctime_ns = now
+
+    # Extended attributes
+
+    async def get_xattr(self, node: Node, name: bytes) -> bytes:
+        attribute = parse_name(name)
+        value = await self._value(node, attribute)
+        if value is None:
+            raise PosixError(errno.ENODATA)
+        return value
+
+    async def list_xattrs(self, node: Node) -> list[bytes]:
+        if node.info is None and not node.overlay:
+            return []
+        metadata = self._store.composed(node)
+        info = node.info or BlobInfo("", "", 0, 0)
+        names = listed(info, metadata)
+        if info.tag_count and self._store.volume(node).may_tag:
+            names += [f"user.azure.tag.{key}" for key in await self._tags(node)]
+        names += await self._boxed(node)
+        return [name.encode() for name in names]
+
+    async def set_xattr(self, node: Node, name: bytes, value: bytes) -> None:
+        attribute = parse_name(name)
+        store = self._store
+        store.writable(node)
+        if node.is_linked and not store.blob_name(node):
+            raise PosixError(errno.EOPNOTSUPP, "the root of a container is no blob")
+        if node.kind not in (Kind.FILE, Kind.DIRECTORY):
+            raise PosixError(errno.EPERM, "only files and directories have user attributes")
+        async with store.locked(node):
+            if attribute.view is View.BOX:
+                await self._set_boxed(node, attribute.key, value)
+            elif attribute.view is View.METADATA:
+                text = text_of(value, "metadata")
+                await self._set_metadata(node, attribute.key, text)
+            elif attribute.view is View.TAG:
+                tags = await self._tags(node)
+                await self._store_tags(node, {**tags, attribute.key: _tag(value)})
+            elif attribute.view is View.HEADER:
+                await self._set_header(node, attribute.key, text_of(value, "a header"))
+            else:
+                raise PosixError(errno.EPERM, f"user.azure.{attribute.key} is the service's")
+
+    async def remove_xattr(self, node: Node, name: bytes) -> None:
+        attribute = parse_name(name)
+        store = self._store
+        store.writable(node)
+        async with store.locked(node):
+            if attribute.view is View.READ_ONLY:
+                raise PosixError(errno.EPERM, f"user.azure.{attribute.key} is the service's")
+            if await self._value(node, attribute) is None:
+                raise PosixError(errno.ENODATA)
+            if attribute.view is View.BOX:
+                await self._set_boxed(node, attribute.key, None)
+            elif attribute.view is View.METADATA:
+                await self._set_metadata(node, attribute.key, None)
+            elif attribute.view is View.TAG:
+                tags = await self._tags(node)
+                del tags[attribute.key]
+                await self._store_tags(node, tags)
+            else:
+                await self._set_header(node, attribute.key, "")
+
+    async def _value(self, node: Node, attribute: Attribute) -> bytes | None:
+        info = node.info
+        if attribute.view is View.BOX:
+            return (await self._boxed(node)).get(attribute.key)
+        if attribute.view is View.METADATA:
+            text = self._current(node, attribute.key.lower())
+        elif info is None:
+            text = None
+        elif attribute.view is View.TAG:
+            text = (await self._tags(node)).get(attribute.key) if info.tag_count else None
+        elif attribute.view is View.HEADER or attribute.key == "content_md5":
+            text = getattr(info.headers, attribute.key) or None
+        else:
+            text = getattr(info, attribute.key) or None
+        return None if text is None else text.encode()
+
+    def _current(self, node: Node, key: str) -> str | None:
+        """A metadata value with what is not saved yet on top."""
+        pending = find_key(node.overlay, key)
+        if pending is not None:
+            return node.overlay[pending]
+        return None if node.info is None else value_of(node.info.metadata, key)
+
+    async def _set_metadata(self, node: Node, key: str, value: str | None) -> None:
+        """Put one metadata value on top of what is stored. ENOSPC over the limit: no change."""
+        store = self._store
+        before = dict(node.overlay)
+        node.overlay[find_key(node.overlay, key.lower()) or key] = value
+        try:
+            store.composed(node)
+            node.attrs.ctime_ns = store.now_ns()
+            store.changed(node)
+            if not store.may_wait(node):
+                await store.save(node)
+        except BaseException:
+            node.overlay = before
+            raise
+
+    async def _boxed(self, node: Node) -> dict[str, bytes]:
+        value = self._current(node, BOX_KEY)
+        if value is None:
+            return {}
+        box = Box.parse(value)
+        cek = box_cek(await self._store.keyring.unwrap(box.wrapped))
+        return decode_box(box.decrypt(cek))
+
+    async def _set_boxed(self, node: Node, name: str, value: bytes | None) -> None:
+        attributes = await self._boxed(node)
+        attributes.pop(name, None)
+        if value is not None:
+            attributes[name] = value
+        boxed = None
+        if attributes:
+            cek = new_cek()
+            wrapped = await self._store.keyring.wrap(box_payload(cek))
+            boxed = box_encrypt(cek, wrapped, encode_box(attributes)).serialize()
+        await self._set_metadata(node, BOX_KEY, boxed)
+
+    async def _stored(self, node: Node) -> BlobInfo:
+        """The node's blob, made first if there is none yet."""
+        if node.draft is not None and node.draft.dirty:
+            await self._files.commit(node)
+        if node.info is None:
+            self._store.changed(node)
+            await self._store.save(node)
+        assert node.info is not None
+        return node.info
+
+    async def _tags(self, node: Node) -> dict[str, str]:
+        volume = self._store.volume(node)
+        if node.info is None:
+            return {}
+        return await volume.container.get_tags(node.info.name)
+
+    async def _store_tags(self, node: Node, tags: dict[str, str]) -> None:
+        info = await self._stored(node)
+        await self._store.volume(node).container.set_tags(info.name, tags)
+        self._store.wrote(node, replace(info, tag_count=len(tags)))
+
+    async def _set_header(self, node: Node, key: str, value: str) -> None:
+        info = await self._stored(node)
+        headers = replace(info.headers, **{key: value})
+        container = self._store.volume(node).container
+        version = await container.set_headers(info.name, headers, if_match=info.etag)
+        self._store.new_version(node, replace(info, headers=headers), version)
+
+
+def _tag(value: bytes) -> str:
+    return text_of(value, "a tag")

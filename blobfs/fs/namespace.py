@@ -1,0 +1,309 @@
+"""Making, removing and renaming names.
+
+A rename is a server-side copy under conditions, then the deletion of the source: the ciphertext
+is not touched, and the target is never absent. A directory's entries are copied in parallel;
+nothing is deleted before everything is copied, and a failure takes the copies back.
+"""
+
+import errno
+import stat
+from dataclasses import dataclass, replace
+
+from blobfs.attributes import Attributes, Kind
+from blobfs.blobs import BlobInfo, ContentHeaders
+from blobfs.errors import BlobfsError, NotFound, PosixError
+from blobfs.fs.moving import move_directory
+from blobfs.fs.store import Store
+from blobfs.fs.tree import Tree
+from blobfs.inodes import Node
+from blobfs.names import check_blob_name
+from blobfs.reader import Reach
+from blobfs.writer import Properties
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, as far as new files take after them."""
+
+    uid: int
+    gid: int
+    umask: int = 0
+
+
+class Namespace:
+    def __init__(self, store: Store, tree: Tree) -> None:
+        self._store = store
+        self._tree = tree
+        self._inodes = store.inodes
+
+    # Making
+
+    def _new_attributes(
+        self, parent: Node, kind: Kind, mode: int, caller: Caller, rdev: int = 0
+    ) -> Attributes:
+        now = self._store.now_ns()
+        mode = stat.S_IMODE(mode) & ~caller.umask
+        gid = caller.gid
+        if parent.attrs.mode & stat.S_ISGID:
+            gid = parent.attrs.gid
+            if kind is Kind.DIRECTORY:
+                mode |= stat.S_ISGID
+        return Attributes(kind, mode, caller.uid, gid, now, now, now, rdev)
+
+    async def _vacant(self, parent: Node, name: str) -> None:
+        """Raises PosixError: EEXIST, EROFS, or ENAMETOOLONG when no blob can have the name."""
+        store = self._store
+        store.writable(parent)
+        check_blob_name(store.blob_name(parent, name))
+        try:
+            await self._tree.lookup(parent, name)
+        except (NotFound, PosixError) as exc:
+            if isinstance(exc, PosixError) and exc.errno != errno.ENOENT:
+                raise
+        else:
+            raise PosixError(errno.EEXIST)
+
+    def _touch(self, directory: Node) -> None:
+        """The directory's entries changed. Its times are not stored for that alone."""
+        directory.attrs.mtime_ns = directory.attrs.ctime_ns = self._store.now_ns()
+
+    async def create(self, parent: Node, name: str, mode: int, caller: Caller) -> Node:
+        """A new file, which the first flush will store."""
+        await self._vacant(parent, name)
+        attrs = self._new_attributes(parent, Kind.FILE, mode, caller)
+        node = self._inodes.add(parent, name, attrs)
+        draft = await self._store.draft(node, empty=True)
+        draft.mark_dirty()
+        self._touch(parent)
+        return node
+
+    async def make_empty(
+        self, parent: Node, name: str, kind: Kind, mode: int, caller: Caller, rdev: int = 0
+    ) -> Node:
+        """A directory or a special file."""
+        await self._vacant(parent, name)
+        node = self._inodes.add(
+            parent, name, self._new_attributes(parent, kind, mode, caller, rdev)
+        )
+        try:
+            async with self._store.locked(node):
+                await self._store.put_empty(
+                    node, self._store.blob_name(node), self._store.composed(node)
+                )
+        except BaseException:
+            self._inodes.detach(node)
+            raise
+        self._touch(parent)
+        return node
+
+    async def symlink(self, parent: Node, name: str, target: bytes, caller: Caller) -> Node:
+        await self._vacant(parent, name)
+        attrs = self._new_attributes(parent, Kind.SYMLINK, 0o777, Caller(caller.uid, caller.gid))
+        node = self._inodes.add(parent, name, attrs)
+        try:
+            async with self._store.locked(node):
+                await self._store_target(node, target)
+        except BaseException:
+            self._inodes.detach(node)
+            raise
+        self._touch(parent)
+        return node
+
+    async def _store_target(self, node: Node, target: bytes) -> None:
+        store = self._store
+        upload = store.new_upload(node)
+
+        async def read(offset: int, size: int) -> bytes:
+            return target[offset : offset + size]
+
+        await upload.finish(len(target), read)
+        properties = Properties(store.composed(node), ContentHeaders(), None, None)
+        await upload.seal(properties)
+        version = await upload.commit(properties, if_match=None, create=True)
+        node.target = target
+        node.plain_size = len(target)
+        store.wrote(
+            node,
+            BlobInfo(
+                upload.name,
+                version.etag,
+                upload.blob_size,
+                version.last_modified_ns,
+                "BlockBlob",
+                metadata=upload.metadata,
+            ),
+        )
+
+    async def readlink(self, node: Node) -> bytes:
+        if node.kind is not Kind.SYMLINK:
+            raise PosixError(errno.EINVAL)
+        if node.target is None:
+            store = self._store
+            content = await store.content(node)
+            node.target = bytes(await store.reader.read(content, Reach(), 0, content.size))
+        return node.target
+
+    # Removing
+
+    async def unlink(self, parent: Node, name: str) -> None:
+        node = await self._tree.lookup(parent, name)
+        if node.is_directory:
+            raise PosixError(errno.EISDIR)
+        self._store.writable(node)
+        if node.info is not None:
+            await self._store.ensure_marker(parent)
+        async with self._store.locked(node):
+            await self._remove(node)
+        self._touch(parent)
+
+    async def _remove(self, node: Node) -> None:
+        store = self._store
+        if node.parent is None:
+            raise PosixError(errno.ENOENT)
+        info = node.info
+        if info is not None:
+            container, name = store.locate(node)
+            await store.hide(node)
+            await store.delete(container, name, info.etag)
+        store.unlink(node)
+
+    async def rmdir(self, parent: Node, name: str) -> None:
+        node = await self._tree.lookup(parent, name)
+        if not node.is_directory:
+            raise PosixError(errno.ENOTDIR)
+        if node.volume is not None:
+            raise PosixError(errno.EBUSY, "a container of this mount")
+        store = self._store
+        store.writable(node)
+        if not await self._tree.is_empty(node):
+            raise PosixError(errno.ENOTEMPTY)
+        await store.ensure_marker(parent)
+        async with store.locked(node):
+            await self._remove_markers(node)
+            store.listings.drop(node)
+            store.unlink(node)
+        self._touch(parent)
+
+    async def _remove_markers(self, directory: Node) -> None:
+        store = self._store
+        if directory.info is not None:
+            container, name = store.locate(directory)
+            await store.delete(container, name, directory.info.etag)
+
+    # Renaming
+
+    async def rename(
+        self, old_parent: Node, old_name: str, new_parent: Node, new_name: str, flags: int
+    ) -> None:
+        if flags & ~RENAME_NOREPLACE:
+            raise PosixError(errno.EINVAL, "RENAME_EXCHANGE and RENAME_WHITEOUT are not possible")
+        store = self._store
+        node = await self._tree.lookup(old_parent, old_name)
+        target = await self._target(new_parent, new_name)
+        if target is not None and flags & RENAME_NOREPLACE:
+            raise PosixError(errno.EEXIST)
+        if node is target:
+            return
+        self._check_rename(node, target, new_parent)
+        check_blob_name(store.blob_name(new_parent, new_name))
+        if target is not None and target.is_directory and not await self._tree.is_empty(target):
+            raise PosixError(errno.ENOTEMPTY)
+        if node.info is not None:
+            await store.ensure_marker(old_parent)
+        if node.is_directory:
+            await move_directory(store, node, target, new_parent, new_name)
+        else:
+            await self._rename_file(node, target, new_parent, new_name)
+        node.attrs.ctime_ns = store.now_ns()
+        self._touch(old_parent)
+        self._touch(new_parent)
+
+    async def _target(self, parent: Node, name: str) -> Node | None:
+        try:
+            return await self._tree.lookup(parent, name)
+        except NotFound:
+            return None
+        except PosixError as exc:
+            if exc.errno != errno.ENOENT:
+                raise
+            return None
+
+    def _check_rename(self, node: Node, target: Node | None, new_parent: Node) -> None:
+        store = self._store
+        if store.writable(node) is not store.writable(new_parent):
+            raise PosixError(errno.EXDEV, "another container")
+        if node.volume is not None or (target is not None and target.volume is not None):
+            raise PosixError(errno.EBUSY, "a container of this mount")
+        if node.is_directory and new_parent.is_within(node):
+            raise PosixError(errno.EINVAL, "a directory cannot go into itself")
+        if target is not None and target.is_directory != node.is_directory:
+            raise PosixError(errno.EISDIR if target.is_directory else errno.ENOTDIR)
+
+    async def _rename_file(
+        self, node: Node, target: Node | None, new_parent: Node, new_name: str
+    ) -> None:
+        store = self._store
+        async with store.locked(node):
+            if target is None:
+                await self._move_file(node, None, new_parent, new_name)
+            else:
+                # Two nodes' locks: the kernel runs one rename over a directory pair at a time,
+                # and nothing else takes a second lock.
+                async with store.locked(target):
+                    await self._move_file(node, target, new_parent, new_name)
+
+    async def _move_file(
+        self, node: Node, target: Node | None, new_parent: Node, new_name: str
+    ) -> None:
+        store = self._store
+        replaced = None if target is None else target.info
+        if target is not None:
+            await store.hide(target)
+        if node.upload is not None:
+            node.upload.abandon()  # staged under the old name
+            node.upload = None
+        source = node.info
+        moved: BlobInfo | None = None
+        if source is not None:
+            before = replace(node.attrs), dict(node.overlay)
+            moved = await store.copy(
+                node,
+                store.blob_name(new_parent, new_name),
+                if_match=None if replaced is None else replaced.etag,
+                create=replaced is None,
+            )
+            await self._delete_source(node, source, moved, replaced is None)
+            if before == (node.attrs, node.overlay):
+                node.unsaved = False
+                node.overlay.clear()
+        old_parent, old_name = node.parent, node.name
+        assert old_parent is not None
+        if target is not None:
+            store.unlink(target)
+        self._inodes.move(node, new_parent, new_name)
+        store.listings.note(old_parent, old_name, None)
+        if moved is not None and source is not None:
+            if node.content is not None:
+                node.content.info = moved
+            if node.page_cache_etag == source.etag:
+                node.page_cache_etag = moved.etag
+            store.wrote(node, moved)
+        elif replaced is not None:
+            node.replaces = replaced.etag
+
+    async def _delete_source(
+        self, node: Node, source: BlobInfo, moved: BlobInfo, is_new: bool
+    ) -> None:
+        """Delete what was copied; if that fails, take the copy back where nothing was replaced."""
+        container = self._store.volume(node).container
+        try:
+            await container.delete(source.name, if_match=source.etag)
+        except NotFound:
+            return
+        except BlobfsError:
+            if is_new:
+                await container.delete(moved.name, if_match=moved.etag)
+            raise

@@ -1,0 +1,338 @@
+"""Finding nodes by name, and reading directories.
+
+One List of the parent answers a lookup and all that follow in it within `metadata_ttl`, also
+those of names that are not there. In a directory too big for one page, and for the few files
+looked up again after the listing is stale, a name is asked for by itself.
+"""
+
+import errno
+import logging
+from contextlib import suppress
+
+import trio
+
+from blobfs.attributes import Kind, kind_of
+from blobfs.blobs import BlobInfo
+from blobfs.errors import NotFound, PosixError
+from blobfs.fs.listing import CACHED_DIRECTORY, Entry, Listing, Listings, Scan, Scanner
+from blobfs.fs.store import Store
+from blobfs.inodes import Node
+from blobfs.names import is_storable
+
+PROBES = 3
+"""Stale files asked for one by one before the whole directory is listed again."""
+
+
+CHUNK = 256
+"""Entries of which nodes are made at a time while a directory is read (a reply holds some 200)."""
+
+
+class Walk:
+    """One listing of a directory from its start, page by page.
+
+    What this mount changes meanwhile outranks what the service says. `close` it.
+    """
+
+    def __init__(self, store: Store, directory: Node, page_size: int) -> None:
+        self._store = store
+        self._directory = directory
+        self._page_size = page_size
+        name = store.blob_name(directory)
+        self._prefix = name + "/" if name else ""
+        self._scanner = Scanner(self._prefix)
+        self._scan = store.listings.begin(directory)
+        self._fresh_until = store.fresh_until()
+        self._entries: dict[str, Entry] | None = {}
+        self._seen: set[str] = set()  # of the names changed meanwhile
+        self._marker = ""
+        self.ended = False
+
+    async def next_page(self) -> list[tuple[str, Entry]]:
+        """The next entries; may be none before the end. At the end a listing that is small enough
+        is kept for later."""
+        container = self._store.volume(self._directory).container
+        page = await container.list(self._prefix, marker=self._marker, max_results=self._page_size)
+        self._marker = page.next_marker
+        changed = self._scan.changed
+        batch = []
+        for name, listed in self._scanner.feed(page):
+            if name in changed:
+                self._seen.add(name)
+            entry = changed.get(name, listed)
+            if entry is not None:
+                batch.append((name, entry))
+        if not self._marker:
+            self.ended = True
+            batch += [
+                (name, entry)
+                for name, entry in changed.items()
+                if entry is not None and name not in self._seen
+            ]
+        if self._entries is not None:
+            self._entries.update(batch)
+            if len(self._entries) > CACHED_DIRECTORY:
+                self._entries = None
+        if self.ended:
+            self._finish()
+        return batch
+
+    def _finish(self) -> None:
+        directory, store = self._directory, self._store
+        directory.probes = 0
+        directory.big = self._entries is None or len(self._entries) > self._page_size
+        if self._entries is not None:
+            # A page delivered before one of its names changed has the name's old entry.
+            for name, entry in self._scan.changed.items():
+                if entry is None:
+                    self._entries.pop(name, None)
+                else:
+                    self._entries[name] = entry
+            store.listings.put(directory, Listing(self._entries, self._fresh_until))
+        marker = self._scanner.own_marker
+        if marker is not None and directory.info is None and not directory.is_local:
+            directory.info = marker
+            directory.attrs = store.attributes_of(marker, Kind.DIRECTORY)
+        for name in self._scanner.unshowable:
+            store.log_once(
+                logging.WARNING, f"blob name {name!r} cannot be shown in a directory; skipped"
+            )
+
+    def close(self) -> None:
+        self._store.listings.end(self._directory, self._scan)
+
+
+class Stream:
+    """A directory being read: pages come as they are asked for, and go when they are delivered.
+
+    Offsets given to the kernel count entries since the start, removed ones too. `first` is the
+    offset of `page[0]`.
+    """
+
+    def __init__(self, directory: Node, scan: Scan) -> None:
+        self.directory = directory
+        self.scan = scan  # what was removed since a page came
+        self.first = 0
+        self.page: list[tuple[str, Entry | None]] = []
+        self.walk: Walk | None = None
+        self.started = False
+        self.local_done = False
+        self.local_delivered: set[str] = set()
+
+
+class Tree:
+    def __init__(self, store: Store, page_size: int = 5000) -> None:
+        self._store = store
+        self._inodes = store.inodes
+        self._listings: Listings = store.listings
+        self._page_size = page_size
+        self._loading: dict[int, trio.Event] = {}
+
+    # Lookup
+
+    async def lookup(self, parent: Node, name: str) -> Node:
+        """The child of this name. Raises PosixError(ENOENT), or what the service says."""
+        store = self._store
+        node = parent.children.get(name)
+        if node is not None and (node.volume is not None or store.is_fresh(node)):
+            await store.settle_size(node)
+            return node
+        if self._above_containers(parent):
+            raise PosixError(errno.ENOENT)
+        listing = await self._listing_for(parent, node)
+        if listing is None:
+            return await self._probe(parent, name)
+        entry = listing.entries.get(name)
+        node = parent.children.get(name)
+        if entry is not None:
+            node = store.show(parent, name, *entry)
+            node.fresh_until = max(node.fresh_until, listing.fresh_until)
+        elif node is None or not node.is_local:
+            if node is not None:
+                store.vanish(node)
+            raise PosixError(errno.ENOENT)
+        await store.settle_size(node)
+        return node
+
+    def _above_containers(self, directory: Node) -> bool:
+        return all(node.volume is None for node in directory.ancestry())
+
+    async def _listing_for(self, parent: Node, stale: Node | None) -> Listing | None:
+        """A fresh listing of `parent`; None when asking for the one name is better."""
+        listing = self._fresh_listing(parent)
+        if listing is not None:
+            return listing
+        if parent.big:
+            return None
+        if stale is not None and stale.kind is not Kind.DIRECTORY and parent.probes < PROBES:
+            parent.probes += 1
+            return None
+        return await self._load(parent)
+
+    def _fresh_listing(self, directory: Node) -> Listing | None:
+        listing = self._listings.get(directory)
+        if listing is not None and trio.current_time() < listing.fresh_until:
+            return listing
+        return None
+
+    async def _load(self, directory: Node) -> Listing | None:
+        """List one page; None when that is not all of it. Readers share one request."""
+        while (event := self._loading.get(directory.ino)) is not None:
+            await event.wait()
+            listing = self._fresh_listing(directory)
+            if listing is not None or directory.big:
+                return listing
+        event = self._loading[directory.ino] = trio.Event()
+        walk = Walk(self._store, directory, self._page_size)
+        try:
+            await walk.next_page()
+            directory.big = not walk.ended
+        finally:
+            walk.close()
+            del self._loading[directory.ino]
+            event.set()
+        return self._fresh_listing(directory)
+
+    async def _probe(self, parent: Node, name: str) -> Node:
+        """Ask for one name: a blob, or anything below it."""
+        store = self._store
+        if not is_storable(name):
+            raise PosixError(errno.ENOENT)
+        container = store.volume(parent).container
+        blob_name = store.blob_name(parent, name)
+        found: list[BlobInfo] = []
+        below = False
+
+        async def ask_blob() -> None:
+            with suppress(NotFound):
+                found.append(await container.head(blob_name))
+
+        async def ask_below() -> None:
+            nonlocal below
+            page = await container.list(blob_name + "/", max_results=1)
+            below = bool(page.blobs or page.prefixes or page.next_marker)
+
+        before = parent.children.get(name)
+        known = None if before is None else before.info
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask_blob)
+            if before is None or before.is_directory:
+                nursery.start_soon(ask_below)
+        node = parent.children.get(name)
+        if node is not None and (node is not before or node.is_local or node.info is not known):
+            return node  # changed by this mount meanwhile
+        if not found and not below:
+            if node is not None:
+                store.vanish(node)
+            raise PosixError(errno.ENOENT)
+        info = found[0] if found else None
+        kind = Kind.DIRECTORY if below or info is None else kind_of(info.metadata, info.size)
+        if info is not None and below and kind_of(info.metadata, info.size) is not kind:
+            info = None  # a file shadowed by the directory of its name
+        node = store.show(parent, name, kind, info)
+        await store.settle_size(node)
+        return node
+
+    # Reading directories
+
+    def open_directory(self, directory: Node) -> Stream:
+        return Stream(directory, self._listings.begin(directory))
+
+    def close_directory(self, stream: Stream) -> None:
+        self._listings.end(stream.directory, stream.scan)
+        if stream.walk is not None:
+            stream.walk.close()
+
+    async def entries(self, stream: Stream, offset: int) -> list[tuple[str, Node, int]]:
+        """Some entries from `offset` on, each with its node and the offset after it; [] at the end.
+
+        The nodes are the caller's: those that nobody looks up are to be released.
+        """
+        if offset == 0 or offset < stream.first:
+            self._rewind(stream)
+        while True:
+            start = offset - stream.first
+            chunk = stream.page[start : start + CHUNK]
+            if chunk:
+                found = await self._nodes(stream, chunk, offset)
+                if found:
+                    return found
+                offset += len(chunk)
+            elif not await self._next_page(stream):
+                return []
+
+    async def _nodes(
+        self, stream: Stream, chunk: list[tuple[str, Entry | None]], offset: int
+    ) -> list[tuple[str, Node, int]]:
+        directory = stream.directory
+        found = []
+        for position, (name, listed) in enumerate(chunk, offset + 1):
+            entry = stream.scan.changed.get(name, listed)
+            node = directory.children.get(name)
+            if entry is not None:
+                node = self._store.show(directory, name, *entry)
+            elif node is None or not node.is_local or name in stream.scan.changed:
+                continue
+            if node.is_local:
+                stream.local_delivered.add(name)
+            found.append((name, node, position))
+        async with trio.open_nursery() as nursery:
+            for _, node, _ in found:
+                if node.plain_size < 0:
+                    nursery.start_soon(self._store.settle_size, node)
+        return found
+
+    def _rewind(self, stream: Stream) -> None:
+        if stream.walk is not None:
+            stream.walk.close()
+        stream.first, stream.page, stream.walk = 0, [], None
+        stream.started = stream.local_done = False
+        stream.local_delivered.clear()
+
+    async def _next_page(self, stream: Stream) -> bool:
+        """Put the next page in the place of the present one; False at the end."""
+        page = await self._more(stream)
+        if page is None:
+            return False
+        stream.first += len(stream.page)
+        stream.page = page
+        return True
+
+    async def _more(self, stream: Stream) -> list[tuple[str, Entry | None]] | None:
+        directory = stream.directory
+        if not stream.started:
+            stream.started = True
+            if self._above_containers(directory):
+                stream.local_done = True
+                return [(name, Entry(Kind.DIRECTORY, None)) for name in sorted(directory.children)]
+            listing = self._fresh_listing(directory)
+            if listing is not None:
+                return list(listing.entries.items())
+            stream.walk = Walk(self._store, directory, self._page_size)
+        if stream.walk is not None and not stream.walk.ended:
+            return list(await stream.walk.next_page())
+        if stream.local_done:
+            return None
+        stream.local_done = True
+        return [
+            (name, None)
+            for name, node in directory.children.items()
+            if node.is_local and node.info is None and name not in stream.local_delivered
+        ]
+
+    async def is_empty(self, directory: Node) -> bool:
+        """Whether nothing but its own marker is in it, by the service's word if ours is stale."""
+        if any(child.is_local for child in directory.children.values()):
+            return False
+        listing = self._fresh_listing(directory)
+        if listing is not None and listing.entries:
+            return False
+        prefix = self._store.blob_name(directory) + "/"
+        container = self._store.volume(directory).container
+        marker = ""
+        while True:
+            page = await container.list(prefix, marker=marker, max_results=10)
+            if page.prefixes or any(blob.name != prefix for blob in page.blobs):
+                return False
+            marker = page.next_marker
+            if not marker:
+                return True

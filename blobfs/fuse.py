@@ -1,0 +1,383 @@
+"""pyfuse3 ↔ `blobfs.fs`: types, deadlines, errors. No policy.
+
+pyfuse3 has no interrupts, so a caller of a handler that waits cannot be killed: every handler has
+a deadline. And whatever but a bare FUSEError leaves a handler ends the mount, so nothing does.
+"""
+
+import errno
+import functools
+import logging
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import pyfuse3
+import trio
+from pyfuse3 import FUSEError
+
+from blobfs.attributes import Kind
+from blobfs.errors import (
+    BlobfsError,
+    ContentError,
+    PosixError,
+    ServiceError,
+    Unavailable,
+    errno_of,
+    root_cause,
+)
+from blobfs.fs import Caller, Changes, Filesystem, Stream
+from blobfs.inodes import Node
+from blobfs.names import decode_segment, lookup_segment
+
+log = logging.getLogger(__name__)
+
+BLOCK_SIZE = 4096
+_CAPACITY = 2**50  # bytes that statfs claims: a container has no limit, tools want a number
+_SLOWEST_UPLOAD = 1024 * 1024  # bytes a second that a flush is given time for
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _handler(
+    deadline: Callable[["Operations"], float],
+) -> Callable[
+    [Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]]],
+    Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]],
+]:
+    """Run a handler under a deadline in seconds; every exception becomes one FUSEError."""
+
+    def wrap(
+        operation: Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]],
+    ) -> Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]]:
+        name = operation.__name__
+
+        async def run(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
+            seconds = deadline(self)
+            try:
+                with trio.fail_after(seconds):
+                    return await operation(self, *args, **kwargs)
+            except trio.TooSlowError:
+                code = self._failed(name, args, Unavailable(f"no answer within {seconds:g} s"))
+            except Exception as exc:  # never BaseException: Cancelled must pass
+                code = self._failed(name, args, root_cause(exc))
+            raise FUSEError(code)  # outside of the except: no chained traceback
+
+        functools.update_wrapper(run, operation)
+        return run
+
+    return wrap
+
+
+def _short(self: "Operations") -> float:
+    return self._timeout
+
+
+def _upload(self: "Operations") -> float:
+    """For what may store a whole file: the time that the largest draft takes on a slow line."""
+    drafts = [node.draft.size for node in self._fs.inodes if node.draft is not None]
+    return self._timeout + max(drafts, default=0) / _SLOWEST_UPLOAD
+
+
+def _long(self: "Operations") -> float:
+    """For a rename, which may be of a directory with any number of files."""
+    return max(3600.0, self._timeout)
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers. `timeout` is the deadline of an ordinary operation in seconds."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, fs: Filesystem, timeout: float) -> None:
+        super().__init__()
+        self._fs = fs
+        self._timeout = timeout
+        self._streams: dict[int, Stream] = {}
+        self._next_stream = 1
+
+    # Errors
+
+    def _failed(self, operation: str, args: tuple[Any, ...], exc: BaseException) -> int:
+        code = errno_of(exc)
+        where = self._describe(args)
+        if isinstance(exc, PosixError):
+            log.debug("%s %s: %s: %s", operation, where, os.strerror(code), exc)
+        elif isinstance(exc, ContentError | ServiceError):
+            level = logging.DEBUG if code == errno.ENOENT else logging.ERROR
+            log.log(level, "%s %s: %s: %s", operation, where, os.strerror(code), exc)
+        elif isinstance(exc, BlobfsError):
+            log.error("%s %s: %s", operation, where, exc)
+        else:
+            log.error("%s %s: a bug in blobfs", operation, where, exc_info=exc)
+        return code
+
+    def _describe(self, args: tuple[Any, ...]) -> str:
+        parts = []
+        for arg in args[:4]:
+            if isinstance(arg, bytes) and len(arg) < 256:
+                parts.append(repr(os.fsdecode(arg)))
+            elif isinstance(arg, int):
+                parts.append(str(arg))
+        return " ".join(parts)
+
+    # Attributes
+
+    def _entry(self, node: Node) -> pyfuse3.EntryAttributes:
+        attrs = node.attrs
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = node.ino
+        entry.generation = 0
+        fresh = max(0.0, node.fresh_until - trio.current_time())
+        if node.is_local or node.volume is not None:
+            fresh = self._fs.store.policy.metadata_ttl
+        entry.entry_timeout = fresh
+        entry.attr_timeout = fresh
+        entry.st_mode = attrs.st_mode
+        entry.st_nlink = 2 if node.is_directory else int(node.is_linked)
+        entry.st_uid = attrs.uid
+        entry.st_gid = attrs.gid
+        entry.st_rdev = attrs.rdev
+        entry.st_size = 0 if node.is_directory else max(0, node.size)
+        entry.st_blksize = BLOCK_SIZE
+        entry.st_blocks = -(-entry.st_size // 512)
+        entry.st_atime_ns = attrs.atime_ns
+        entry.st_mtime_ns = attrs.mtime_ns
+        entry.st_ctime_ns = attrs.ctime_ns
+        entry.st_birthtime_ns = 0 if node.info is None else node.info.created_ns
+        return entry
+
+    def _looked_up(self, node: Node) -> pyfuse3.EntryAttributes:
+        entry = self._entry(node)
+        node.lookups += 1
+        return entry
+
+    @_handler(_short)
+    async def lookup(self, parent: int, name: bytes, ctx: object) -> pyfuse3.EntryAttributes:
+        directory = self._fs.inodes.get(parent)
+        if name == b".":
+            return self._looked_up(directory)
+        if name == b"..":
+            return self._looked_up(directory.parent or directory)
+        segment = lookup_segment(name)
+        if segment is None:
+            raise PosixError(errno.ENOENT)
+        return self._looked_up(await self._fs.tree.lookup(directory, segment))
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        # No handler: an exception here would end the mount, and there is no reply to send.
+        for ino, count in inode_list:
+            try:
+                self._fs.inodes.forget(ino, count)
+            except Exception:
+                log.exception("forget %d: a bug in blobfs", ino)
+
+    @_handler(_short)
+    async def getattr(self, inode: int, ctx: object) -> pyfuse3.EntryAttributes:
+        node = self._fs.inodes.get(inode)
+        store = self._fs.store
+        if not store.is_fresh(node) and node.is_linked and node.info is not None:
+            await store.refresh(node)
+        await store.settle_size(node)
+        return self._entry(node)
+
+    @_handler(_upload)
+    async def setattr(
+        self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: object
+    ) -> pyfuse3.EntryAttributes:
+        node = self._fs.inodes.get(inode)
+        changes = Changes(
+            size=attr.st_size if fields.update_size else None,
+            mode=attr.st_mode & 0o7777 if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        await self._fs.metadata.set(node, changes, by_handle=fh is not None)
+        return self._entry(node)
+
+    # Names
+
+    def _caller(self, ctx: Any) -> Caller:
+        return Caller(ctx.uid, ctx.gid, ctx.umask)
+
+    @_handler(_short)
+    async def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        directory, segment = self._fs.inodes.get(parent), decode_segment(name)
+        kind = Kind(mode & 0o170000) if mode & 0o170000 else Kind.FILE
+        if kind is Kind.FILE:
+            node = await self._fs.names.create(directory, segment, mode, self._caller(ctx))
+            await self._fs.files.store_new(node)
+        else:
+            node = await self._fs.names.make_empty(
+                directory, segment, kind, mode, self._caller(ctx), rdev
+            )
+        return self._looked_up(node)
+
+    @_handler(_short)
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+        directory, segment = self._fs.inodes.get(parent), decode_segment(name)
+        return self._looked_up(
+            await self._fs.names.make_empty(
+                directory, segment, Kind.DIRECTORY, mode, self._caller(ctx)
+            )
+        )
+
+    @_handler(_short)
+    async def symlink(
+        self, parent: int, name: bytes, target: bytes, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        directory, segment = self._fs.inodes.get(parent), decode_segment(name)
+        return self._looked_up(
+            await self._fs.names.symlink(directory, segment, target, self._caller(ctx))
+        )
+
+    @_handler(_short)
+    async def readlink(self, inode: int, ctx: object) -> bytes:
+        return await self._fs.names.readlink(self._fs.inodes.get(inode))
+
+    @_handler(_short)
+    async def unlink(self, parent: int, name: bytes, ctx: object) -> None:
+        await self._fs.names.unlink(self._fs.inodes.get(parent), self._existing(name))
+
+    @_handler(_short)
+    async def rmdir(self, parent: int, name: bytes, ctx: object) -> None:
+        await self._fs.names.rmdir(self._fs.inodes.get(parent), self._existing(name))
+
+    def _existing(self, name: bytes) -> str:
+        segment = lookup_segment(name)
+        if segment is None:
+            raise PosixError(errno.ENOENT)
+        return segment
+
+    @_handler(_long)
+    async def rename(
+        self,
+        parent_old: int,
+        name_old: bytes,
+        parent_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: object,
+    ) -> None:
+        inodes = self._fs.inodes
+        await self._fs.names.rename(
+            inodes.get(parent_old),
+            self._existing(name_old),
+            inodes.get(parent_new),
+            decode_segment(name_new),
+            flags,
+        )
+
+    @_handler(_short)
+    async def link(
+        self, inode: int, new_parent: int, new_name: bytes, ctx: object
+    ) -> pyfuse3.EntryAttributes:
+        raise PosixError(errno.EOPNOTSUPP, "a blob has one name")
+
+    # Directories
+
+    @_handler(_short)
+    async def opendir(self, inode: int, ctx: object) -> int:
+        directory = self._fs.inodes.get(inode)
+        number = self._next_stream
+        self._next_stream += 1
+        self._streams[number] = self._fs.tree.open_directory(directory)
+        directory.opens += 1
+        return number
+
+    @_handler(_short)
+    async def readdir(self, fh: int, start_id: int, token: Any) -> None:
+        stream = self._streams[fh]
+        found = await self._fs.tree.entries(stream, start_id)
+        # From here on without an await: lookups counted for a reply that is then dropped stay.
+        full = False
+        for name, node, next_id in found:
+            if not full:
+                full = not pyfuse3.readdir_reply(
+                    token, os.fsencode(name), self._entry(node), next_id
+                )
+            if full:
+                self._fs.inodes.release(node)
+            else:
+                node.lookups += 1
+
+    @_handler(_short)
+    async def releasedir(self, fh: int) -> None:
+        stream = self._streams.pop(fh)
+        self._fs.tree.close_directory(stream)
+        stream.directory.opens -= 1
+        self._fs.inodes.release(stream.directory)
+
+    @_handler(_short)
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._fs.metadata.save(self._streams[fh].directory)
+
+    # Files
+
+    @_handler(_upload)
+    async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:
+        number, keep = await self._fs.files.open(self._fs.inodes.get(inode), flags)
+        return pyfuse3.FileInfo(fh=number, keep_cache=keep)
+
+    @_handler(_short)
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        directory, segment = self._fs.inodes.get(parent), decode_segment(name)
+        node = await self._fs.names.create(directory, segment, mode, self._caller(ctx))
+        number = self._fs.files.create(node, flags)
+        return pyfuse3.FileInfo(fh=number, keep_cache=True), self._looked_up(node)
+
+    @_handler(_short)
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        # pyfuse3 takes any contiguous buffer, whatever its annotation says.
+        return cast(bytes, await self._fs.files.read(fh, off, size))
+
+    @_handler(_upload)
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._fs.files.write(fh, off, buf)
+
+    @_handler(_upload)
+    async def flush(self, fh: int) -> None:
+        await self._fs.files.flush(fh)
+
+    @_handler(_upload)
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._fs.files.fsync(fh)
+
+    @_handler(_upload)
+    async def release(self, fh: int) -> None:
+        await self._fs.files.release(fh)
+
+    # The rest
+
+    @_handler(_short)
+    async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = BLOCK_SIZE
+        data.f_blocks = data.f_bfree = data.f_bavail = _CAPACITY // BLOCK_SIZE
+        data.f_files = data.f_ffree = data.f_favail = 2**32
+        data.f_namemax = 255
+        return data
+
+    @_handler(_short)
+    async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
+        return await self._fs.metadata.get_xattr(self._fs.inodes.get(inode), name)
+
+    @_handler(_short)
+    async def listxattr(self, inode: int, ctx: object) -> Sequence[bytes]:
+        return await self._fs.metadata.list_xattrs(self._fs.inodes.get(inode))
+
+    @_handler(_upload)
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: object) -> None:
+        await self._fs.metadata.set_xattr(self._fs.inodes.get(inode), name, value)
+
+    @_handler(_upload)
+    async def removexattr(self, inode: int, name: bytes, ctx: object) -> None:
+        await self._fs.metadata.remove_xattr(self._fs.inodes.get(inode), name)

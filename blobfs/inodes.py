@@ -1,0 +1,299 @@
+"""The inode table: which node the kernel knows under which number, and who has it open.
+
+Everything here is synchronous; no await means that every change is atomic to other tasks.
+
+INVARIANTS (`check`):
+- a node with a parent is that parent's child under its name; a node without is the root or
+  unlinked;
+- a node stays as long as the kernel counts lookups on it, or it has handles, children, unsaved
+  attributes or unsaved content.
+"""
+
+import errno
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+from blobfs.attributes import Attributes, Kind
+from blobfs.errors import PosixError
+from blobfs.names import join
+
+if TYPE_CHECKING:
+    from blobfs.blobs import BlobInfo
+    from blobfs.draft import Draft
+    from blobfs.reader import Content, Reach
+    from blobfs.writer import Upload
+
+ROOT_INO = 1
+
+Lock = AbstractAsyncContextManager[Any]
+
+
+class Node:
+    """One inode.
+
+    `info` is the blob as the service last showed it to us (None: nothing is stored, or a
+    directory that exists only as a prefix). `attrs` are the current attributes, which may be
+    ahead of `info` while `unsaved` is set. `overlay` holds metadata keys to be changed with the
+    next metadata write (None: remove).
+
+    `lock` makes the conditional writes on one blob a sequence: each needs the ETag that the one
+    before it returned. It is the one lock that is held across requests.
+    """
+
+    __slots__ = (
+        "attempts",
+        "attrs",
+        "big",
+        "children",
+        "commits",
+        "committed_at",
+        "content",
+        "draft",
+        "fresh_until",
+        "hidden",
+        "info",
+        "ino",
+        "lock",
+        "lookups",
+        "moving",
+        "name",
+        "opens",
+        "overlay",
+        "page_cache_etag",
+        "parent",
+        "plain_size",
+        "probes",
+        "replaces",
+        "scans",
+        "target",
+        "unsaved",
+        "unsaved_since",
+        "upload",
+        "volume",
+        "writers",
+    )
+
+    def __init__(self, ino: int, attrs: Attributes, lock: Lock) -> None:
+        self.ino = ino
+        self.attrs = attrs
+        self.lock = lock
+        self.parent: Node | None = None
+        self.name = ""
+        self.info: BlobInfo | None = None
+        self.plain_size = 0
+        self.fresh_until = 0.0
+        self.committed_at = float("-inf")
+        self.lookups = 0
+        self.opens = 0
+        self.writers = 0
+        self.unsaved = False
+        self.unsaved_since = 0.0
+        self.overlay: dict[str, str | None] = {}
+        self.draft: Draft | None = None
+        self.upload: Upload | None = None  # what of the draft is staged already
+        self.replaces = ""  # ETag of the blob that the first commit takes the place of
+        self.attempts: list[str] = []  # encryptiondata of commits whose outcome is not known
+        self.commits = 0  # of content, by this mount
+        self.content: Content | None = None
+        self.page_cache_etag = ""  # the content that the kernel's page cache was filled from
+        self.hidden = ""  # blob name after an unlink while open
+        self.target: bytes | None = None  # of a symlink, once read
+        self.volume: Any = None  # set on the root, or on each container's directory
+        # Directories only:
+        self.children: dict[str, Node] = {}
+        self.scans: list[Any] = []  # listings in flight, told of local changes
+        self.probes = 0  # single lookups since the last listing
+        self.big = False  # its listing has more entries than are worth keeping
+        self.moving: Any = None  # an event, while a rename of this directory is under way
+
+    @property
+    def kind(self) -> Kind:
+        return self.attrs.kind
+
+    @property
+    def is_directory(self) -> bool:
+        return self.attrs.kind is Kind.DIRECTORY
+
+    @property
+    def is_linked(self) -> bool:
+        """False once unlinked or replaced."""
+        return self.parent is not None or self.ino == ROOT_INO
+
+    @property
+    def is_local(self) -> bool:
+        """Whether we know more about it than the service does."""
+        return self.draft is not None or self.unsaved or bool(self.overlay)
+
+    @property
+    def size(self) -> int:
+        if self.draft is not None:
+            return self.draft.size
+        return self.plain_size
+
+    @property
+    def path(self) -> str:
+        """For messages: relative to the mount point."""
+        return join(reversed([node.name for node in self.ancestry()])) or "/"
+
+    def ancestry(self) -> Iterator["Node"]:
+        """This node and its ancestors, the root last."""
+        node: Node | None = self
+        while node is not None:
+            yield node
+            node = node.parent
+
+    def is_within(self, directory: "Node") -> bool:
+        return any(node is directory for node in self.ancestry())
+
+
+class Handle:
+    """An open file: what `open` returned a number for."""
+
+    __slots__ = ("commits", "content", "node", "reach", "writable")
+
+    def __init__(self, node: Node, writable: bool, reach: "Reach") -> None:
+        self.node = node
+        self.writable = writable
+        self.reach = reach
+        self.content: Content | None = None  # the version that this handle reads
+        self.commits = node.commits
+
+
+class Inodes:
+    """The table. `make_lock` makes the lock of each new node."""
+
+    def __init__(self, root_attrs: Attributes, make_lock: Callable[[], Lock]) -> None:
+        self._make_lock = make_lock
+        self.root = Node(ROOT_INO, root_attrs, make_lock())
+        self._nodes: dict[int, Node] = {ROOT_INO: self.root}
+        self._handles: dict[int, Handle] = {}
+        self._next_handle = 1
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(list(self._nodes.values()))
+
+    @property
+    def open_handles(self) -> int:
+        return len(self._handles)
+
+    def get(self, ino: int) -> Node:
+        """Raises PosixError(ESTALE) for a number that the kernel has no right to know."""
+        try:
+            return self._nodes[ino]
+        except KeyError:
+            raise PosixError(errno.ESTALE, f"unknown inode {ino}") from None
+
+    def add(self, parent: Node, name: str, attrs: Attributes) -> Node:
+        """A new node under `parent`, where no child has that name."""
+        assert name not in parent.children, name
+        node = Node(self._number(parent, name), attrs, self._make_lock())
+        self._nodes[node.ino] = node
+        self._link(node, parent, name)
+        return node
+
+    def _number(self, parent: Node, name: str) -> int:
+        # Derived from the path, so that a file keeps its number when the kernel forgot it in
+        # between: git takes another inode number for another file and reads it again.
+        path = join([*reversed([node.name for node in parent.ancestry()]), name])
+        digest = hashlib.blake2b(path.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        number = int.from_bytes(digest, "big") >> 1
+        while number <= ROOT_INO or number in self._nodes:
+            number += 1
+        return number
+
+    def _link(self, node: Node, parent: Node, name: str) -> None:
+        node.parent, node.name = parent, name
+        parent.children[name] = node
+
+    def detach(self, node: Node) -> None:
+        """Take the node out of the tree; it lives on while it is in use."""
+        if node.parent is not None:
+            parent = node.parent
+            del parent.children[node.name]
+            node.parent = None
+            self._drop_if_unused(parent)
+        self._drop_if_unused(node)
+
+    def move(self, node: Node, parent: Node, name: str) -> None:
+        """Give the node another place, which must be free."""
+        assert node.parent is not None
+        assert name not in parent.children, name
+        old = node.parent
+        del old.children[node.name]
+        self._link(node, parent, name)
+        self._drop_if_unused(old)
+
+    def swap(self, one: Node, other: Node) -> None:
+        """Exchange the places of two nodes."""
+        assert one.parent is not None
+        assert other.parent is not None
+        place = one.parent, one.name
+        self._link(one, other.parent, other.name)
+        self._link(other, *place)
+
+    def forget(self, ino: int, count: int) -> None:
+        node = self._nodes.get(ino)
+        if node is not None:
+            assert node.lookups >= count, f"inode {ino}: {node.lookups} lookups, forget {count}"
+            node.lookups -= count
+            self._drop_if_unused(node)
+
+    def open(self, node: Node, *, writable: bool, reach: "Reach") -> int:
+        number = self._next_handle
+        self._next_handle += 1
+        self._handles[number] = Handle(node, writable, reach)
+        node.opens += 1
+        node.writers += writable
+        return number
+
+    def handle(self, number: int) -> Handle:
+        try:
+            return self._handles[number]
+        except KeyError:
+            raise PosixError(errno.EBADF) from None
+
+    def close(self, number: int) -> Handle:
+        """Forget the handle; the caller settles what the node still holds, then `release`s it."""
+        handle = self._handles.pop(number)
+        handle.node.opens -= 1
+        handle.node.writers -= handle.writable
+        return handle
+
+    def release(self, node: Node) -> None:
+        """Let the node go if nothing holds it any more."""
+        self._drop_if_unused(node)
+
+    def _drop_if_unused(self, node: Node) -> None:
+        while (
+            node.ino != ROOT_INO
+            and node.ino in self._nodes
+            and not (node.lookups or node.opens or node.children or node.is_local)
+            and (node.volume is None or node.parent is None)
+        ):
+            del self._nodes[node.ino]
+            parent = node.parent
+            if parent is None:
+                return
+            del parent.children[node.name]
+            node.parent = None
+            node = parent
+
+    def check(self) -> None:
+        """Assert the invariants; for tests."""
+        for ino, node in self._nodes.items():
+            assert node.ino == ino
+            assert node.lookups >= 0
+            assert node.opens >= node.writers >= 0
+            if node.parent is not None:
+                assert node.parent.children.get(node.name) is node
+                assert self._nodes.get(node.parent.ino) is node.parent
+            for name, child in node.children.items():
+                assert child.parent is node
+                assert child.name == name
+        opens = sum(node.opens for node in self._nodes.values() if not node.is_directory)
+        assert opens == len(self._handles), f"{opens} opens, {len(self._handles)} handles"

@@ -1,0 +1,40 @@
+"""Where log records go, with every SAS signature taken out of them."""
+
+import logging
+import logging.handlers
+import sys
+from pathlib import Path
+
+from blobfs.sas import redact
+
+_SYSLOG = "/dev/log"
+_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class RedactingFormatter(logging.Formatter):
+    """Redacts the finished text, tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def configure(level: str, log_file: Path | None, *, foreground: bool) -> None:
+    """Send the log of this process to the file, else to stderr or, for a daemon, to syslog.
+
+    Raises OSError when the file cannot be opened.
+    """
+    handler: logging.Handler
+    line = _LINE
+    if log_file is not None:
+        handler = logging.FileHandler(log_file, delay=False)
+    elif foreground or not Path(_SYSLOG).exists():
+        handler = logging.StreamHandler(sys.stderr)
+    else:
+        handler = logging.handlers.SysLogHandler(_SYSLOG)
+        line = "blobfs[%(process)d]: %(levelname)s %(name)s: %(message)s"
+    handler.setFormatter(RedactingFormatter(line))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for library in ("httpx", "httpcore", "trio"):
+        logging.getLogger(library).setLevel(logging.WARNING)

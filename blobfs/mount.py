@@ -1,0 +1,278 @@
+"""One mount from start to end: the composition root, and the process around it.
+
+The process that was started forks before it does anything. The child checks the token, mounts,
+and only then leaves the session: under systemd's automount the kernel lets just the helper's
+process group pass, so a mount from a new session would wait for itself. The parent stays until
+the mount answers, or says in one line why there is none.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from blobfs import logs
+from blobfs.attributes import Defaults
+from blobfs.blobs import Client, Container
+from blobfs.draft import PAGE, PagePool
+from blobfs.envelope import KeySet, Protocol, load_key_set
+from blobfs.errors import (
+    BlobfsError,
+    Denied,
+    NotFound,
+    OptionError,
+    TokenRefused,
+    UsageError,
+    root_cause,
+)
+from blobfs.fs import Filesystem, Store, StorePolicy, Volume
+from blobfs.fs.store import ATTRIBUTE_DELAY
+from blobfs.fuse import Operations
+from blobfs.keyring import Keyring
+from blobfs.options import MountOptions, kernel_options
+from blobfs.reader import Reader, ReadPolicy
+from blobfs.sas import redact
+from blobfs.spool import Spool
+from blobfs.writer import WritePolicy
+
+log = logging.getLogger(__name__)
+
+EXIT_USAGE = 1
+EXIT_FAILURE = 32
+"""mount(8)'s exit statuses."""
+
+DRAIN_TIME = 300.0
+"""Seconds for storing, at the end of a mount, what closes have not stored."""
+
+READ_AHEAD_KIB = 1024
+"""The kernel's largest FUSE read; without it, it asks for 128 KiB at a time."""
+
+MAX_TASKS = 256
+"""FUSE requests in hand at once: 64 stalled readers must leave room for others."""
+
+
+def mount(options: MountOptions) -> int:
+    """Mount, and return the exit status: when the mount answers, or in the foreground when it
+    has ended."""
+    if options.foreground:
+        return _run(options, _say_nothing)
+    receiver, sender = os.pipe()
+    if os.fork() == 0:
+        os.close(receiver)
+        status = EXIT_FAILURE
+        try:
+            status = _run(options, lambda: _detach(sender))
+        finally:
+            os._exit(status)
+    os.close(sender)
+    # The child writes one byte when the mount answers; when it ends without, so does the pipe.
+    if os.read(receiver, 1):
+        return 0
+    _, wait_status = os.wait()
+    return os.waitstatus_to_exitcode(wait_status) or EXIT_FAILURE
+
+
+def _say_nothing() -> None:
+    """The foreground has nobody to tell that it is ready."""
+
+
+def _detach(sender: int) -> None:
+    """Become a daemon and let the parent go."""
+    os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.write(sender, b"1")
+    os.close(sender)
+
+
+def _run(options: MountOptions, ready: Callable[[], None]) -> int:
+    os.umask(0o077)
+    try:
+        logs.configure(options.log_level, options.log_file, foreground=options.foreground)
+        keys = None
+        if options.key_file is not None:
+            keys = load_key_set(options.key_file, options.key_id)
+        _check_mountpoint(options.mountpoint)
+        for note in options.notes:
+            print(f"blobfs: {note}", file=sys.stderr)
+        trio.run(_serve, options, keys, ready)
+    except BaseException as exc:
+        cause = root_cause(exc)
+        if not isinstance(cause, BlobfsError | OSError):
+            log.critical("a bug in blobfs", exc_info=exc)
+        print(f"blobfs: {_explain(options, cause)}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(cause, UsageError) else EXIT_FAILURE
+    return 0
+
+
+def _explain(options: MountOptions, exc: BaseException) -> str:
+    """Why there is no mount, and what to do, in one line."""
+    text = redact(str(exc)) or type(exc).__name__
+    where = options.source.display
+    if isinstance(exc, NotFound):
+        text = f"{where} does not exist: check the names, or make the container first"
+    elif isinstance(exc, TokenRefused):
+        text += "; get a new token and put it into sas_file"
+    elif isinstance(exc, Denied):
+        text += "; the token needs at least the permissions r and l"
+    return " ".join(text.split())
+
+
+def _check_mountpoint(path: Path) -> None:
+    # Only what lies on top counts: an autofs trigger below it is no mount of ours.
+    if _fstypes_at(path)[-1:] == ["fuse.blobfs"]:
+        raise OptionError(f"{path} has a blobfs mount already; unmount it with: umount {path}")
+    try:
+        is_directory = path.is_dir()
+    except OSError as exc:
+        raise OptionError(f"the mount point {path} cannot be used: {exc.strerror}") from None
+    if not is_directory:
+        raise OptionError(f"the mount point {path} is not a directory; make it with: mkdir {path}")
+
+
+def _fstypes_at(path: Path) -> list[str]:
+    """File system types mounted on `path`, the topmost last."""
+    types = []
+    target = os.path.realpath(path.parent) + "/" + path.name
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        mount_point = before.split()[4].encode().decode("unicode_escape")
+        if os.path.normpath(mount_point) == os.path.normpath(target):
+            types.append(after.split()[0])
+    return types
+
+
+async def _serve(options: MountOptions, keys: KeySet | None, ready: Callable[[], None]) -> None:
+    """Run the mount until it is unmounted or told to end."""
+    keyring = Keyring(keys)
+    spool = Spool(options.spool_dir, PAGE, options.spool_size)
+    async with Client(connections=options.connections) as client, trio.open_nursery() as nursery:
+        container = Container(client, options.source.container_url, lambda: options.sas.query)
+        with trio.fail_after(options.timeout):
+            await _check_source(container, options.source.prefix)
+        fs = _build(options, container, keyring, spool, nursery)
+        operations = Operations(fs, options.timeout)
+        pyfuse3.init(operations, str(options.mountpoint), kernel_options(options))
+        try:
+            nursery.start_soon(_end_on_signal)
+            nursery.start_soon(_save_attributes, fs)
+            nursery.start_soon(_announce, options, ready)
+            await pyfuse3.main(max_tasks=MAX_TASKS)
+        finally:
+            with trio.move_on_after(DRAIN_TIME, shield=True):
+                await _drain(fs)
+            pyfuse3.close(unmount=True)
+        nursery.cancel_scope.cancel()
+    keyring.clear()
+    spool.close()
+    log.info("unmounted %s", options.mountpoint)
+
+
+async def _check_source(container: Container, prefix: str) -> None:
+    """Raises what the service says, or OptionError when the folder to be mounted is not there."""
+    page = await container.list(prefix and prefix + "/", max_results=1)
+    if prefix and not (page.blobs or page.prefixes or page.next_marker):
+        try:
+            await container.head(prefix)
+        except NotFound:
+            raise OptionError(
+                f"the container has no folder {prefix!r}; mount the container and mkdir it"
+            ) from None
+
+
+def _build(
+    options: MountOptions,
+    container: Container,
+    keyring: Keyring,
+    spool: Spool,
+    nursery: trio.Nursery,
+) -> Filesystem:
+    defaults = Defaults(options.file_mode, options.dir_mode, options.uid, options.gid)
+    reader = Reader(
+        keyring,
+        ReadPolicy(
+            require_encryption=options.require_encryption,
+            require_seal=options.require_seal,
+            min_protocol=Protocol(options.min_protocol),
+            cache_size=options.cache_size,
+            readahead=options.readahead,
+            timeout=options.timeout,
+        ),
+        nursery,
+    )
+    store = Store(
+        reader=reader,
+        keyring=keyring,
+        pool=PagePool(spool, options.buffer_size),
+        policy=StorePolicy(
+            defaults=defaults,
+            metadata_ttl=options.metadata_ttl,
+            overwrite_on_conflict=options.on_conflict == "overwrite",
+            recovery_dir=options.spool_dir,
+        ),
+        write_policy=WritePolicy(
+            protocol=Protocol(options.protocol),
+            region_size=options.region_size,
+            timeout=options.timeout,
+        ),
+        nursery=nursery,
+        now_ns=time.time_ns,
+    )
+    permissions = options.sas.permissions
+    store.inodes.root.volume = Volume(
+        container,
+        options.source.prefix,
+        writable=not options.read_only and keyring.can_write,
+        may_tag=permissions is None or "t" in permissions,
+    )
+    reader.on_protocol_1 = lambda name: store.log_once(
+        logging.WARNING,
+        "this container has blobs of protocol 1.0, which cannot detect tampering; "
+        "min_protocol=2.0 refuses them",
+    )
+    return Filesystem(store)
+
+
+async def _announce(options: MountOptions, ready: Callable[[], None]) -> None:
+    """Once the mount answers, say so."""
+    status = await trio.to_thread.run_sync(os.stat, options.mountpoint, abandon_on_cancel=True)
+    _raise_read_ahead(status.st_dev)
+    log.info("mounted %s on %s", options.source.display, options.mountpoint)
+    ready()
+
+
+def _raise_read_ahead(device: int) -> None:
+    path = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    try:
+        path.write_text(str(READ_AHEAD_KIB))
+    except OSError as exc:
+        log.debug("the kernel's read-ahead stays as it is: %s", exc)  # only root may raise it
+
+
+async def _end_on_signal() -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            log.info("%s: unmounting", signal.Signals(number).name)
+            pyfuse3.terminate()
+
+
+async def _save_attributes(fs: Filesystem) -> None:
+    while True:
+        await trio.sleep(ATTRIBUTE_DELAY / 2)
+        await fs.store.save_overdue(ATTRIBUTE_DELAY)
+
+
+async def _drain(fs: Filesystem) -> None:
+    leaked = fs.inodes.open_handles
+    if leaked:
+        log.warning("leaked handles: %d", leaked)
+    await fs.files.drain()
+    await fs.store.save_overdue(0)

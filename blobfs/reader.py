@@ -1,0 +1,338 @@
+"""How stored content is read: decrypted units in a bounded cache, each fetched once.
+
+- Single flight: a unit is fetched by one request however many readers ask for it.
+- One open file sees one version: every request carries the ETag, and a change is ConditionFailed,
+  unless the new version has the same CEK. A CEK encrypts one plaintext, ever, so then only
+  metadata changed (a chmod by another host, a re-wrapped key).
+- Sequential readers get requests ahead of them, in a window that doubles up to `readahead`;
+  random readers get just the units that they touch.
+
+Requests run in the mount's nursery under their own deadline, so that a reader that gives up
+neither wastes nor delays what others wait for.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import trio
+from cachetools import LRUCache
+
+from blobfs.attributes import Kind, value_of
+from blobfs.blobs import BlobInfo, Container
+from blobfs.envelope import (
+    METADATA_KEY,
+    SEAL_KEY,
+    BodyReader,
+    EncryptionData,
+    Protocol,
+    check_seal,
+    open_body,
+    plain_size,
+    sealed_size,
+)
+from blobfs.errors import ConditionFailed, Corrupt, NotEncrypted, NotFound, ProtocolRefused
+from blobfs.keyring import Keyring
+
+FIRST_WINDOW = 1024 * 1024
+"""Bytes that the first read at offset 0 fetches: small files take one request."""
+
+REQUEST_SIZE = 4 * 1024 * 1024
+"""Bytes of plaintext that one read-ahead request covers."""
+
+Locate = Callable[[], tuple[Container, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPolicy:
+    """Which blobs are served: see the mount options of the same names."""
+
+    require_encryption: bool = True
+    require_seal: bool = False
+    min_protocol: Protocol = Protocol.V1_0
+    cache_size: int = 64 * 1024 * 1024
+    readahead: int = 16 * 1024 * 1024
+    timeout: float = 60.0
+
+
+class PlainBody:
+    """A body that is stored as it is, in the shape of a `BodyReader`."""
+
+    unit = 64 * 1024
+
+    def __init__(self, blob_size: int) -> None:
+        self.blob_size = blob_size
+        self.plain_size: int | None = blob_size
+
+    def blob_range(self, first: int, last: int) -> tuple[int, int]:
+        return first * self.unit, min((last + 1) * self.unit, self.blob_size)
+
+    def decrypt(self, first: int, ciphertext: bytes | memoryview) -> list[bytes]:
+        view = memoryview(ciphertext)
+        return [bytes(view[i : i + self.unit]) for i in range(0, len(view), self.unit)]
+
+
+class Content:
+    """One version of one blob's content, opened: its key is known and its seal was checked."""
+
+    def __init__(
+        self,
+        locate: Locate,
+        info: BlobInfo,
+        kind: Kind,
+        body: BodyReader | PlainBody,
+        identity: tuple[str, bytes],
+    ) -> None:
+        self.locate = locate
+        self.info = info
+        self.kind = kind
+        self.body = body
+        self.identity = identity
+        assert body.plain_size is not None
+        self.size: int = body.plain_size
+        self.flights: dict[int, Flight] = {}
+
+
+@dataclass(slots=True)
+class Flight:
+    """A request under way for units first..last."""
+
+    first: int
+    last: int
+    done: trio.Event = field(default_factory=trio.Event)
+    units: list[bytes] = field(default_factory=list)
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class Reach:
+    """How far one handle has read, and how far ahead it may fetch."""
+
+    next_offset: int = 0
+    window: int = 0
+
+
+class Reader:
+    """All reading of one mount. `nursery` runs the requests and must outlive the last read."""
+
+    def __init__(self, keyring: Keyring, policy: ReadPolicy, nursery: trio.Nursery) -> None:
+        self._keyring = keyring
+        self._policy = policy
+        self._nursery = nursery
+        self._cache: LRUCache[tuple[tuple[str, bytes], int], bytes] = LRUCache(
+            policy.cache_size, getsizeof=len
+        )
+        self._sizes: LRUCache[tuple[str, str], int] = LRUCache(100_000)
+        self.on_protocol_1: Callable[[str], None] = lambda name: None
+
+    def known_size(self, info: BlobInfo) -> int | None:
+        """The plaintext size as far as it can be told without a request; None: `exact_size` can.
+
+        Raises Corrupt or ProtocolRefused for metadata or a length that no writer makes.
+        """
+        value = value_of(info.metadata, METADATA_KEY)
+        if value is None:
+            return info.size
+        data = EncryptionData.parse(value)
+        if data.protocol is not Protocol.V1_0:
+            return plain_size(data, info.size)
+        if info.blob_type == "PageBlob":
+            return info.size
+        seal = value_of(info.metadata, SEAL_KEY)
+        if seal is not None:
+            return sealed_size(seal)
+        size: int | None = self._sizes.get((info.name, info.etag))
+        return size
+
+    async def exact_size(self, locate: Locate, info: BlobInfo, kind: Kind) -> int:
+        """The plaintext size of any blob: protocol 1.0 needs the blob's last 32 bytes.
+
+        Raises ServiceError or ContentError.
+        """
+        size = self.known_size(info)
+        if size is None:
+            size = (await self.open(locate, info, kind)).size
+            self._sizes[info.name, info.etag] = size
+        return size
+
+    async def open(self, locate: Locate, info: BlobInfo, kind: Kind) -> Content:
+        """The content of this version. Raises ContentError when it may not be served."""
+        value = value_of(info.metadata, METADATA_KEY)
+        if value is None:
+            if self._policy.require_encryption:
+                raise NotEncrypted(
+                    f"{info.name!r} is not encrypted; mount with norequire_encryption to read it"
+                )
+            return Content(
+                locate, info, kind, PlainBody(info.size), (info.name, info.etag.encode())
+            )
+        data = EncryptionData.parse(value)
+        if data.protocol < self._policy.min_protocol:
+            raise ProtocolRefused(f"{info.name!r} has protocol {data.protocol}, below min_protocol")
+        cek = await self._keyring.content_key(data)
+        size_hint = None
+        seal = value_of(info.metadata, SEAL_KEY)
+        if seal is not None:
+            check_seal(seal, cek, data, info.size, "symlink" if kind is Kind.SYMLINK else "file")
+            size_hint = sealed_size(seal)
+        elif self._policy.require_seal:
+            raise Corrupt(f"{info.name!r} has no seal, and the mount has require_seal")
+        padded = info.blob_type != "PageBlob"
+        body = open_body(data, cek, info.size, size_hint, padded=padded)
+        if data.protocol is Protocol.V1_0:
+            self.on_protocol_1(info.name)
+        if body.plain_size is None:
+            body.settle_size(await self._tail(locate, info, body))
+        return Content(locate, info, kind, body, (data.protocol, data.wrapped.encrypted_key))
+
+    async def read(
+        self, content: Content, reach: Reach, offset: int, size: int
+    ) -> bytes | memoryview:
+        """Up to `size` bytes from `offset`; fewer only at the end.
+
+        Raises ConditionFailed when the blob is another version by now, ServiceError, or Corrupt.
+        """
+        end = min(offset + size, content.size)
+        if offset >= end:
+            return b""
+        unit = content.body.unit
+        first, last = offset // unit, (end - 1) // unit
+        self._look_ahead(content, reach, offset, end)
+        units = [await self._unit(content, index, last) for index in range(first, last + 1)]
+        return _slice(units, offset - first * unit, end - first * unit)
+
+    def _look_ahead(self, content: Content, reach: Reach, offset: int, end: int) -> None:
+        """Send the requests that this read and its likely successors need."""
+        limit = self._policy.readahead
+        if offset == reach.next_offset:
+            reach.window = min(max(FIRST_WINDOW, reach.window * 2), limit)
+        elif abs(offset - reach.next_offset) > limit:
+            reach.window = 0
+        reach.next_offset = end
+        unit = content.body.unit
+        count = -(-content.size // unit)
+        last = min((end + reach.window - 1) // unit, count - 1)
+        self._request(content, offset // unit, last)
+
+    def _request(self, content: Content, first: int, last: int) -> None:
+        """Start requests for the units first..last that are neither cached nor under way."""
+        stride = max(1, REQUEST_SIZE // content.body.unit)
+        start: int | None = None
+        for index in range(first, last + 2):
+            missing = (
+                index <= last
+                and index not in content.flights
+                and (content.identity, index) not in self._cache
+            )
+            if missing and start is None:
+                start = index
+            elif start is not None and (not missing or index - start >= stride):
+                self._launch(content, start, index - 1)
+                start = index if missing else None
+
+    def _launch(self, content: Content, first: int, last: int) -> Flight:
+        flight = Flight(first, last)
+        for index in range(first, last + 1):
+            content.flights[index] = flight
+        self._nursery.start_soon(self._fly, content, flight)
+        return flight
+
+    async def _fly(self, content: Content, flight: Flight) -> None:
+        try:
+            with trio.fail_after(self._policy.timeout):
+                flight.units = await self._fetch(content, flight.first, flight.last)
+            for index, plain in enumerate(flight.units, flight.first):
+                if len(plain) <= self._cache.maxsize:
+                    self._cache[content.identity, index] = plain
+        except Exception as exc:  # handed to those who wait for it, never to the nursery
+            flight.error = exc
+        finally:
+            for index in range(flight.first, flight.last + 1):
+                content.flights.pop(index, None)
+            flight.done.set()
+
+    async def _unit(self, content: Content, index: int, last: int) -> bytes:
+        """One unit, from the cache or from a request under way or new."""
+        flight = content.flights.get(index)
+        if flight is None:
+            plain: bytes | None = self._cache.get((content.identity, index))
+            if plain is not None:
+                return plain
+            self._request(content, index, last)
+            flight = content.flights[index]
+        await flight.done.wait()
+        if flight.error is not None:
+            raise flight.error
+        if not flight.units:
+            raise ConditionFailed(f"{content.info.name!r}: the mount is closing")
+        return flight.units[index - flight.first]
+
+    async def _fetch(self, content: Content, first: int, last: int) -> list[bytes]:
+        start, stop = content.body.blob_range(first, last)
+        container, name = content.locate()
+        try:
+            _, data = await container.get(name, start, stop, if_match=content.info.etag)
+        except (ConditionFailed, NotFound):
+            await self._follow(content)
+            container, name = content.locate()
+            _, data = await container.get(name, start, stop, if_match=content.info.etag)
+        try:
+            return content.body.decrypt(first, data)
+        except Corrupt as exc:
+            raise type(exc)(f"{name!r}: {exc}") from exc
+
+    async def _follow(self, content: Content) -> None:
+        """Take up the blob's present ETag if only its metadata changed, or its name.
+
+        Raises ConditionFailed when the content is another one or gone.
+        """
+        container, name = content.locate()
+        try:
+            info = await container.head(name)
+            if await self.same_content(content.info, info):
+                content.info = info
+                return
+        except NotFound:
+            pass
+        raise ConditionFailed(f"{name!r} was replaced or deleted by someone else while it was open")
+
+    async def same_content(self, before: BlobInfo, after: BlobInfo) -> bool:
+        """Whether two versions of a blob differ in metadata only.
+
+        Raises ContentError when the later one cannot be judged for want of its key.
+        """
+        if after.etag == before.etag:
+            return True
+        old = value_of(before.metadata, METADATA_KEY)
+        new = value_of(after.metadata, METADATA_KEY)
+        if old is None or new is None or after.size != before.size:
+            return False
+        first, second = EncryptionData.parse(old), EncryptionData.parse(new)
+        return (
+            first.protocol == second.protocol
+            and first.region_length == second.region_length
+            and first.iv == second.iv
+            and await self._keyring.content_key(first) == await self._keyring.content_key(second)
+        )
+
+    async def _tail(self, locate: Locate, info: BlobInfo, body: BodyReader) -> bytes:
+        container, name = locate()
+        start, stop = body.tail_range()
+        _, tail = await container.get(name, start, stop, if_match=info.etag)
+        return tail
+
+    def forget(self, contents: Iterable[Content]) -> None:
+        """Let go of the cached units of contents that are gone."""
+        identities = {content.identity for content in contents}
+        for key in [key for key in self._cache if key[0] in identities]:
+            del self._cache[key]
+
+
+def _slice(units: list[bytes], start: int, stop: int) -> bytes | memoryview:
+    """Bytes start..stop of the units taken together, without a copy where it is one unit."""
+    if len(units) == 1:
+        return memoryview(units[0])[start:stop]
+    units = list(units)
+    tail = stop - sum(map(len, units[:-1]))
+    units[-1] = units[-1][:tail]
+    units[0] = units[0][start:]
+    return b"".join(units)

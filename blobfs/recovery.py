@@ -1,0 +1,86 @@
+"""What a failed close leaves on disk: the very blob that would have been stored.
+
+A recovery file is the ciphertext, then a JSON object that says everything else the commit would
+have sent (nothing in it is secret without the KEK), then 16 bytes: the object's length (8 bytes,
+big-endian) and `MAGIC`. A file that does not end in `MAGIC` is incomplete.
+"""
+
+import json
+import os
+import secrets
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from blobfs.attributes import Kind
+from blobfs.envelope import METADATA_KEY, SEAL_KEY
+from blobfs.keyring import Keyring
+from blobfs.writer import Properties, ReadPlain, WritePolicy, new_body, region_of, seal_kind
+
+MAGIC = b"blobfsR1"
+SUFFIX = ".blobfs-recovery"
+
+_CHUNK = 4 * 1024 * 1024
+
+
+async def keep_for_recovery(
+    directory: Path,
+    *,
+    container_url: str,
+    name: str,
+    etag: str,
+    kind: Kind,
+    size: int,
+    read: ReadPlain,
+    properties: Properties,
+    keyring: Keyring,
+    policy: WritePolicy,
+    reason: str,
+) -> Path:
+    """Encrypt `size` bytes of plaintext from `read` into a new file of mode 0600; its path.
+
+    `etag` is the version that the content was to replace, "" for none. The file is complete and
+    synchronised with the disk when this returns. Raises OSError, and whatever `read` raises.
+    """
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    final = directory / f"{stamp}-{secrets.token_hex(4)}{SUFFIX}"
+    body = new_body(policy)
+    wrapped = await keyring.wrap(body.cek_payload)
+    region = region_of(policy)
+    chunk = max(1, _CHUNK // region) * region
+    with _create(final) as file:
+        last = False
+        while not last:
+            offset = body.plain_size
+            length = min(chunk, size - offset)
+            last = offset + length == size
+            file.write(body.encrypt(await read(offset, length), final=last))
+        description = {
+            "container": container_url,
+            "name": name,
+            "etag": etag,
+            "reason": reason,
+            "created": stamp,
+            "plain_size": size,
+            "blob_size": body.blob_size,
+            "metadata": {
+                **properties.metadata,
+                METADATA_KEY: body.encryption_data(wrapped).serialize(),
+                SEAL_KEY: body.seal(seal_kind(kind)),
+            },
+            "headers": asdict(properties.headers),
+            "tags": properties.tags,
+            "tier": properties.tier,
+        }
+        trailer = json.dumps(description).encode()
+        file.write(trailer + len(trailer).to_bytes(8, "big") + MAGIC)
+        file.flush()
+        os.fsync(file.fileno())
+    return final
+
+
+def _create(path: Path) -> BinaryIO:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o600), "wb")

@@ -1,0 +1,245 @@
+"""How a file's content reaches the service: encrypted under a new CEK, staged, committed.
+
+A `Upload` is one commit. Small content is one Put Blob; larger content is Put Block in parallel,
+then Put Block List. Blocks are staged while a file is still being written front to back, so that
+close has little left to do. A staged region that changes makes the whole upload void: the next
+one has a new CEK and stages everything again, so that no (CEK, nonce) pair meets two plaintexts.
+"""
+
+import base64
+import errno
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import trio
+
+from blobfs.attributes import Kind
+from blobfs.blobs import METADATA_LIMIT, Container, ContentHeaders, Version, metadata_size
+from blobfs.envelope import METADATA_KEY, SEAL_KEY, BodyWriter, Protocol
+from blobfs.errors import PosixError, TooBig, Unavailable
+from blobfs.keyring import Keyring
+
+SINGLE_PUT = 8 * 1024 * 1024
+"""Content up to this many bytes is stored with one Put Blob."""
+
+BLOCK = 8 * 1024 * 1024
+"""Bytes of plaintext in the first blocks."""
+
+MAX_BLOCKS = 50_000
+_BLOCKS_PER_SIZE = 5_000
+"""Blocks of one size; then the size doubles, so that 50,000 blocks reach Azure's 190 TiB."""
+
+ReadPlain = Callable[[int, int], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class WritePolicy:
+    """How content is encrypted and sent: see the mount options of the same names."""
+
+    protocol: Protocol = Protocol.V2_1
+    region_size: int = 64 * 1024
+    uploads: int = 4  # blocks of one file under way at once
+    timeout: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Properties:
+    """What a commit stores beside the content."""
+
+    metadata: Mapping[str, str]
+    headers: ContentHeaders
+    tags: Mapping[str, str] | None
+    tier: str | None
+
+
+def block_length(number: int, region_length: int) -> int:
+    """Bytes of plaintext in the block of this number: whole regions, at most some 4,000 MiB."""
+    length = min(BLOCK << (number // _BLOCKS_PER_SIZE), 2 * 1024**3)
+    return max(1, length // region_length) * region_length
+
+
+def region_of(policy: WritePolicy) -> int:
+    """Bytes of plaintext of which every block but the last must hold a multiple."""
+    if policy.protocol is Protocol.V1_0:
+        return 16
+    return 4 * 1024 * 1024 if policy.protocol is Protocol.V2_0 else policy.region_size
+
+
+def new_body(policy: WritePolicy) -> BodyWriter:
+    """A new body under a new CEK."""
+    return BodyWriter(policy.protocol, 0 if policy.protocol is Protocol.V1_0 else region_of(policy))
+
+
+def seal_kind(kind: Kind) -> str:
+    """What the seal says of a file type: only these two have a body."""
+    return "symlink" if kind is Kind.SYMLINK else "file"
+
+
+class Upload:
+    """One commit of one file to one blob name. Used by one task at a time.
+
+    Its requests run in `nursery`, so that they go on between the writes of the caller.
+    """
+
+    def __init__(
+        self,
+        container: Container,
+        name: str,
+        kind: Kind,
+        keyring: Keyring,
+        policy: WritePolicy,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._container = container
+        self.name = name
+        self._kind = kind
+        self._keyring = keyring
+        self._policy = policy
+        self._nursery = nursery
+        self._body = new_body(policy)
+        self._region = region_of(policy)
+        self._nonce = secrets.token_hex(8)
+        self._block_ids: list[str] = []
+        self._slots = trio.CapacityLimiter(policy.uploads)
+        self._scopes: set[trio.CancelScope] = set()
+        self._idle = trio.Event()
+        self._idle.set()
+        self._error: Exception | None = None
+        self._single: bytearray | None = None
+        self.encryption_data = ""  # as stored: it marks the blob as this upload's
+        self.metadata: dict[str, str] = {}
+
+    @property
+    def staged(self) -> int:
+        """Bytes of plaintext encrypted so far: content below this must not change any more."""
+        return self._body.plain_size
+
+    @property
+    def next_block(self) -> int:
+        """Bytes of plaintext that the next block takes."""
+        return block_length(len(self._block_ids), self._region)
+
+    async def stage(self, plain: bytes) -> None:
+        """Encrypt and send one block; waits while `uploads` blocks are under way.
+
+        Raises the error of an earlier block, or TooBig. After an error or a cancellation here or
+        in `finish` the upload is void: `abandon` it.
+        """
+        await self._send(self._body.encrypt(plain, final=False))
+
+    async def finish(self, size: int, read: ReadPlain) -> None:
+        """Encrypt and send the rest of a content of `size` bytes."""
+        if self._body.plain_size == 0 and size <= SINGLE_PUT:
+            self._single = self._body.encrypt(await read(0, size), final=True)
+            return
+        final = False
+        while not final:
+            offset = self._body.plain_size
+            length = min(self.next_block, size - offset)
+            final = offset + length == size
+            ciphertext = self._body.encrypt(await read(offset, length), final=final)
+            if ciphertext:
+                await self._send(ciphertext)
+        await self._idle.wait()
+        self._raise_error()
+
+    async def seal(self, properties: Properties) -> None:
+        """Wrap the CEK and settle the metadata that `commit` will store.
+
+        Raises KeyUnknown, or PosixError(ENOSPC) when it is over Azure's limit.
+        """
+        if not self.encryption_data:
+            wrapped = await self._keyring.wrap(self._body.cek_payload)
+            self.encryption_data = self._body.encryption_data(wrapped).serialize()
+        envelope = {
+            METADATA_KEY: self.encryption_data,
+            SEAL_KEY: self._body.seal(seal_kind(self._kind)),
+        }
+        kept = {k: v for k, v in properties.metadata.items() if k.lower() not in envelope}
+        self.metadata = kept | envelope
+        if metadata_size(self.metadata) > METADATA_LIMIT:
+            raise PosixError(errno.ENOSPC, f"{self.name!r} has over 8 KiB of metadata")
+
+    async def commit(
+        self, properties: Properties, *, if_match: str | None, create: bool, name: str | None = None
+    ) -> Version:
+        """Make it the blob's content, under the condition; `create` demands a new blob.
+
+        Another `name` than the upload's is possible only for content that is one Put Blob.
+        Raises ConditionFailed, AlreadyExists and every other ServiceError.
+        """
+        target, container = name or self.name, self._container
+        if self._single is not None:
+            return await container.put(
+                target,
+                self._single,
+                metadata=self.metadata,
+                headers=properties.headers,
+                tags=properties.tags,
+                tier=properties.tier,
+                if_match=if_match,
+                if_none_match=create,
+            )
+        assert target == self.name
+        return await container.put_block_list(
+            target,
+            self._block_ids,
+            metadata=self.metadata,
+            headers=properties.headers,
+            tags=properties.tags,
+            tier=properties.tier,
+            if_match=if_match,
+            if_none_match=create,
+        )
+
+    @property
+    def is_single(self) -> bool:
+        return self._single is not None
+
+    @property
+    def blob_size(self) -> int:
+        return self._body.blob_size
+
+    def abandon(self) -> None:
+        """Stop what is under way; staged blocks without a commit vanish by themselves."""
+        for scope in self._scopes:
+            scope.cancel()
+
+    async def _send(self, ciphertext: bytearray) -> None:
+        self._raise_error()
+        if len(self._block_ids) == MAX_BLOCKS:
+            raise TooBig(f"{self.name!r} is over {MAX_BLOCKS} blocks")
+        number = len(self._block_ids)
+        block_id = base64.b64encode(f"blobfs-{self._nonce}-{number:08d}".encode()).decode()
+        self._block_ids.append(block_id)
+        # The slot is the task's: it frees the slot when the block is stored.
+        borrower = object()
+        await self._slots.acquire_on_behalf_of(borrower)
+        if not self._scopes:
+            self._idle = trio.Event()
+        scope = trio.CancelScope()
+        self._scopes.add(scope)
+        self._nursery.start_soon(self._put_block, block_id, ciphertext, borrower, scope)
+
+    async def _put_block(
+        self, block_id: str, ciphertext: bytearray, borrower: object, scope: trio.CancelScope
+    ) -> None:
+        try:
+            with scope, trio.fail_after(self._policy.timeout):
+                await self._container.put_block(self.name, block_id, ciphertext)
+        except trio.TooSlowError:
+            self._error = self._error or Unavailable(
+                f"{self.name!r}: a block was not stored within {self._policy.timeout:g} s"
+            )
+        except Exception as exc:  # kept for the next call of the upload's user
+            self._error = self._error or exc
+        finally:
+            self._slots.release_on_behalf_of(borrower)
+            self._scopes.discard(scope)
+            if not self._scopes:
+                self._idle.set()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error

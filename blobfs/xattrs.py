@@ -1,0 +1,119 @@
+"""Extended attribute names, and which part of a blob each one shows.
+
+| name | shows | writable |
+|---|---|---|
+| `user.azure.metadata.KEY` | a metadata key that is not blobfs's own | yes |
+| `user.azure.tag.KEY` | a blob index tag | yes |
+| `user.azure.content_type` and the other content headers | that header | yes |
+| `user.azure.tier`, `user.azure.etag`, `user.azure.content_md5` | that property | no |
+| any other `user.…` | itself, encrypted in one metadata value | yes |
+
+Read-only views, and headers that say nothing, are not listed: copying them to another file would
+fail or cost a request for nothing.
+"""
+
+import base64
+import binascii
+import enum
+import errno
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from blobfs.attributes import POSIX_KEYS
+from blobfs.blobs import BlobInfo
+from blobfs.envelope import BOX_KEY, METADATA_KEY, SEAL_KEY
+from blobfs.errors import Corrupt, PosixError
+
+HEADERS = frozenset(
+    {
+        "content_type",
+        "cache_control",
+        "content_encoding",
+        "content_language",
+        "content_disposition",
+    }
+)
+READ_ONLY = frozenset({"tier", "etag", "content_md5"})
+
+_OWN_KEYS = POSIX_KEYS | {METADATA_KEY, SEAL_KEY, BOX_KEY}
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_UNSAID = {"content_type": "application/octet-stream"}
+
+
+class View(enum.Enum):
+    METADATA = "metadata"
+    TAG = "tag"
+    HEADER = "header"
+    READ_ONLY = "read-only"
+    BOX = "box"
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """An xattr name taken apart: `key` is the name within its view."""
+
+    view: View
+    key: str
+
+
+def parse_name(raw: bytes) -> Attribute:
+    """Raises PosixError: EOPNOTSUPP outside `user.`, EPERM for a key that is blobfs's own."""
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError:
+        raise PosixError(errno.EILSEQ, "an attribute name is UTF-8 text") from None
+    if not name.startswith("user."):
+        raise PosixError(errno.EOPNOTSUPP)
+    azure = name.removeprefix("user.azure.")
+    if azure == name:
+        return Attribute(View.BOX, name)
+    if azure in HEADERS:
+        return Attribute(View.HEADER, azure)
+    if azure in READ_ONLY:
+        return Attribute(View.READ_ONLY, azure)
+    view, _, key = azure.partition(".")
+    if view == "tag" and key:
+        return Attribute(View.TAG, key)
+    if view == "metadata" and _IDENTIFIER.fullmatch(key):
+        if key.lower() in _OWN_KEYS:
+            raise PosixError(errno.EPERM, f"{key} is kept by blobfs")
+        return Attribute(View.METADATA, key)
+    raise PosixError(errno.EINVAL, f"no such view of a blob: {name}")
+
+
+def text_of(value: bytes, what: str) -> str:
+    """Raises PosixError(EINVAL) for what cannot be metadata, a header or a tag."""
+    try:
+        text = value.decode("ascii")
+    except UnicodeDecodeError:
+        raise PosixError(errno.EINVAL, f"{what} is ASCII text") from None
+    if not text.isprintable() or text != text.strip():
+        raise PosixError(errno.EINVAL, f"{what} is printable, without spaces around it")
+    return text
+
+
+def listed(info: BlobInfo, metadata: Mapping[str, str]) -> list[str]:
+    """Names of the metadata and header views that the blob has."""
+    names = [f"user.azure.metadata.{key}" for key in metadata if key.lower() not in _OWN_KEYS]
+    for header in sorted(HEADERS):
+        value = getattr(info.headers, header)
+        if value and value != _UNSAID.get(header):
+            names.append(f"user.azure.{header}")
+    return names
+
+
+def encode_box(attributes: Mapping[str, bytes]) -> bytes:
+    """The plaintext of the box: a JSON object of Base64 values."""
+    pairs = {name: base64.b64encode(value).decode() for name, value in sorted(attributes.items())}
+    return json.dumps(pairs, separators=(",", ":")).encode()
+
+
+def decode_box(plain: bytes) -> dict[str, bytes]:
+    """Raises Corrupt for what `encode_box` never makes."""
+    try:
+        pairs = json.loads(plain)
+        return {str(k): base64.b64decode(v, validate=True) for k, v in pairs.items()}
+    except (ValueError, AttributeError, TypeError, binascii.Error):
+        raise Corrupt("the sealed extended attributes are malformed") from None
