@@ -8,7 +8,7 @@ from trio.testing import MockClock
 
 from blobfs.blobs import Client, Container, RetryPolicy, Version
 from blobfs.blobs.model import parse_date
-from blobfs.errors import ConditionFailed, Unavailable
+from blobfs.errors import AlreadyExists, ConditionFailed, Unavailable
 from tests.strict import LAST_MODIFIED, Script, answer, error
 
 STARTED = {"x_ms_copy_status": "pending", "x_ms_copy_id": "id-1"}
@@ -105,3 +105,16 @@ async def test_a_pending_copy_in_doubt_is_waited_for(autojump_clock: MockClock) 
     box = Container(client, "https://account/box", lambda: "sig=x")
     version = await box.copy("a", "b", source_etag="0x1", if_none_match=True)
     assert version.etag == "0x9"
+
+
+async def test_a_target_of_another_size_is_not_our_copy(autojump_clock: MockClock) -> None:
+    ours = {"x_ms_meta_encryptiondata": "cek"}
+    script = Script(
+        error(503, "ServerBusy"),
+        error(409, "BlobAlreadyExists"),
+        answer(**ours, Content_Length="8"),  # the source
+        answer(**ours, Content_Length="4"),  # the target
+    )
+    box = Container(Client(transport=script), "https://account/box", lambda: "sig=x")
+    with pytest.raises(AlreadyExists):
+        await box.copy("a", "b", source_etag="0x1", if_none_match=True)
