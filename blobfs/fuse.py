@@ -35,6 +35,10 @@ BLOCK_SIZE = 4096
 _CAPACITY = 2**50  # bytes that statfs claims: a container has no limit, tools want a number
 _SLOWEST_UPLOAD = 1024 * 1024  # bytes a second that a flush is given time for
 
+_BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})
+_BY_STREAM = frozenset({"readdir", "releasedir", "fsyncdir"})
+_BY_NAME = frozenset({"lookup", "mknod", "mkdir", "symlink", "unlink", "rmdir", "rename", "create"})
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -102,7 +106,7 @@ class Operations(pyfuse3.Operations):
 
     def _failed(self, operation: str, args: tuple[Any, ...], exc: BaseException) -> int:
         code = errno_of(exc)
-        where = self._describe(args)
+        where = self._describe(operation, args)
         if isinstance(exc, PosixError):
             log.debug("%s %s: %s: %s", operation, where, os.strerror(code), exc)
         elif isinstance(exc, ContentError | ServiceError):
@@ -114,14 +118,21 @@ class Operations(pyfuse3.Operations):
             log.error("%s %s: a bug in blobfs", operation, where, exc_info=exc)
         return code
 
-    def _describe(self, args: tuple[Any, ...]) -> str:
-        parts = []
-        for arg in args[:4]:
-            if isinstance(arg, bytes) and len(arg) < 256:
-                parts.append(repr(os.fsdecode(arg)))
-            elif isinstance(arg, int):
-                parts.append(str(arg))
-        return " ".join(parts)
+    def _describe(self, operation: str, args: tuple[Any, ...]) -> str:
+        """What the operation was about, as paths: never what was to be written."""
+        try:
+            if operation in _BY_HANDLE:
+                return repr(self._fs.inodes.handle(args[0]).node.path)
+            if operation in _BY_STREAM:
+                return repr(self._streams[args[0]].directory.path)
+            if not args or not isinstance(args[0], int):
+                return ""
+            path = self._fs.inodes.get(args[0]).path
+            if operation in _BY_NAME:
+                path = os.path.join(path, os.fsdecode(args[1]))
+            return repr(path)
+        except (BlobfsError, KeyError):
+            return str(args[0])
 
     # Attributes
 
