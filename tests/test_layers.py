@@ -19,8 +19,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"names", "spool", "sas", "envelope", "blobs"},
-    {"source", "attributes", "keyring", "draft"},
-    {"options", "reader", "writer"},
+    {"source", "attributes", "keyring", "draft", "logs", "argv"},
+    {"options", "xattrs", "reader", "writer"},
     {"inodes", "recovery"},
     {"fs"},
     {"fuse"},
@@ -37,7 +37,7 @@ OWNERS = {
     "cryptography": {"envelope", "spool"},
     "jwcrypto": {"envelope"},
 }
-PURE = {"envelope", "sas", "attributes", "inodes", "names", "errors", "source", "options"}
+PURE = {"envelope", "sas", "attributes", "xattrs", "inodes", "names", "errors", "source", "options"}
 
 TOP_LEVEL = {"pyproject.toml", "README.md", "blobfs", "tests", "scripts", "systemd"}
 
