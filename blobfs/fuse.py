@@ -18,7 +18,9 @@ from pyfuse3 import FUSEError
 from blobfs.attributes import Kind
 from blobfs.errors import (
     BlobfsError,
+    ConditionFailed,
     ContentError,
+    NotFound,
     PosixError,
     ServiceError,
     Unavailable,
@@ -190,7 +192,11 @@ class Operations(pyfuse3.Operations):
         node = self._fs.inodes.get(inode)
         store = self._fs.store
         if not store.is_fresh(node) and node.is_linked and node.info is not None:
-            await store.refresh(node)
+            try:
+                await store.refresh(node)
+            except NotFound as exc:
+                # Asked for by number, not by name: the kernel then looks the name up again.
+                raise ConditionFailed(f"{node.path!r} was deleted by someone else") from exc
         await store.settle_size(node)
         return self._entry(node)
 

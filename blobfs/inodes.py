@@ -94,7 +94,8 @@ class Node:
         self.draft: Draft | None = None
         self.upload: Upload | None = None  # what of the draft is staged already
         self.replaces = ""  # ETag of the blob that the first commit takes the place of
-        self.attempts: list[str] = []  # encryptiondata of commits whose outcome is not known
+        # encryptiondata of commits whose outcome is not known, with the draft's `changes`
+        self.attempts: dict[str, int] = {}
         self.commits = 0  # of content, by this mount
         self.content: Content | None = None
         self.page_cache_etag = ""  # the content that the kernel's page cache was filled from

@@ -1,6 +1,7 @@
 """What each operation of the file system means, without FUSE and without HTTP.
 
-    store      nodes and the blobs behind them; attribute writes
+    nodes      nodes and what is known of the blobs behind them
+    store      the writes that change those blobs; attribute writes
     listing    a directory's entries from pages of List Blobs
     tree       lookup and reading directories
     files      open files: read, write, truncate, flush, release
@@ -17,7 +18,8 @@ locks, except a rename that replaces a file (the file's and the target's).
 from blobfs.fs.files import Files
 from blobfs.fs.metadata import Changes, Metadata
 from blobfs.fs.namespace import Caller, Namespace
-from blobfs.fs.store import Store, StorePolicy, Volume
+from blobfs.fs.nodes import StorePolicy, Volume
+from blobfs.fs.store import Store
 from blobfs.fs.tree import Stream, Tree
 
 __all__ = [

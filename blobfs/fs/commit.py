@@ -41,8 +41,8 @@ async def commit(store: Store, node: Node) -> None:
     draft = node.draft
     if draft is None or not draft.dirty or not node.is_linked:
         return
+    upload = await _finished_upload(store, node, draft)
     for _ in range(3):
-        upload = await _finished_upload(store, node, draft)
         try:
             await _store_upload(store, node, draft, upload)
             return
@@ -84,7 +84,7 @@ async def _store_upload(store: Store, node: Node, draft: Draft, upload: Upload) 
     attrs, overlay = replace(node.attrs), dict(node.overlay)
     condition = node.info.etag if node.info is not None else node.replaces
     await upload.seal(properties)
-    node.attempts.append(upload.encryption_data)
+    node.attempts[upload.encryption_data] = draft.changes
     version = await upload.commit(properties, if_match=condition or None, create=not condition)
     info = BlobInfo(
         upload.name,
@@ -122,8 +122,12 @@ async def _resolve(store: Store, node: Node, draft: Draft, upload: Upload) -> No
     except NotFound:
         current = None
     if current is not None:
-        if value_of(current.metadata, METADATA_KEY) in node.attempts:
+        attempt = node.attempts.get(value_of(current.metadata, METADATA_KEY) or "")
+        if attempt == draft.changes:
             _committed(store, node, draft, current)
+            return
+        if attempt is not None:  # ours, but the draft has gone on since
+            node.info, node.replaces = current, ""
             return
         same = node.info is not None and await _same(store, node.info, current)
         if same or store.policy.overwrite_on_conflict:

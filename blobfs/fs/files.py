@@ -121,11 +121,18 @@ class Files:
             node.upload = None
             raise
 
-    async def truncate(self, node: Node, size: int, *, commit_now: bool) -> None:
-        """Set the size; the caller holds the node's lock. Raises as `write` and `flush` do."""
+    async def truncate(self, node: Node, size: int, *, by_handle: bool) -> None:
+        """Set the size; the caller holds the node's lock. Raises as `write` and `flush` do.
+
+        Without a handle there will be no flush, so it is stored now, or has not happened.
+        """
         await self._truncate(node, size)
-        if commit_now:
-            await self.commit(node)
+        if not by_handle:
+            try:
+                await self.commit(node)
+            finally:
+                if not node.opens:
+                    self._drop_draft(node)
 
     async def _truncate(self, node: Node, size: int) -> None:
         draft = await self._store.draft(node, empty=size == 0)

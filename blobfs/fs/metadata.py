@@ -53,7 +53,7 @@ class Metadata:
             if changes.size is not None:
                 if node.kind is not Kind.FILE:
                     raise PosixError(errno.EISDIR if node.is_directory else errno.EINVAL)
-                await self._files.truncate(node, changes.size, commit_now=not by_handle)
+                await self._files.truncate(node, changes.size, by_handle=by_handle)
             self._apply(node, changes)
             if replace(node.attrs, ctime_ns=before.ctime_ns) == before:
                 return

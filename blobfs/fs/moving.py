@@ -40,6 +40,9 @@ async def move_directory(
         old, new = store.blob_name(node), store.blob_name(new_parent, new_name)
         container = store.volume(node).container
         sources = await _blobs_below(container, old + "/")
+        slash_marker = next((info for info in sources if info.name == old + "/"), None)
+        if slash_marker is not None:
+            sources.remove(slash_marker)  # its attributes are the node's, and move with it
         for info in sources:
             check_blob_name(new + info.name[len(old) :])
         copies = await _copy_all(store, node, sources, old, new)
@@ -53,8 +56,9 @@ async def move_directory(
         except BlobfsError:
             _split(store, node, new_parent, copies)
             raise
-        if node.info is not None:
-            await store.delete(container, node.info.name, node.info.etag)
+        for old_marker in (node.info, slash_marker):
+            if old_marker is not None:
+                await store.delete(container, old_marker.name, old_marker.etag)
         _move_nodes(store, node, target, new_parent, new_name, copies)
         store.wrote(node, marker)
     finally:
@@ -67,6 +71,9 @@ async def _settle_below(store: Store, directory: Node) -> None:
     for node in _below(store, directory):
         async with node.lock:
             await store.save(node)
+            if node.upload is not None:
+                node.upload.abandon()  # staged under the old name
+                node.upload = None
 
 
 async def _blobs_below(container: Container, prefix: str) -> list[BlobInfo]:

@@ -178,20 +178,16 @@ class Namespace:
             raise PosixError(errno.EBUSY, "a container of this mount")
         store = self._store
         store.writable(node)
-        if not await self._tree.is_empty(node):
-            raise PosixError(errno.ENOTEMPTY)
+        slash_marker = await self._tree.check_empty(node)
         await store.ensure_marker(parent)
         async with store.locked(node):
-            await self._remove_markers(node)
+            container = store.volume(node).container
+            for marker in (slash_marker, node.info):
+                if marker is not None:
+                    await store.delete(container, marker.name, marker.etag)
             store.listings.drop(node)
             store.unlink(node)
         self._touch(parent)
-
-    async def _remove_markers(self, directory: Node) -> None:
-        store = self._store
-        if directory.info is not None:
-            container, name = store.locate(directory)
-            await store.delete(container, name, directory.info.etag)
 
     # Renaming
 
@@ -209,8 +205,13 @@ class Namespace:
             return
         self._check_rename(node, target, new_parent)
         check_blob_name(store.blob_name(new_parent, new_name))
-        if target is not None and target.is_directory and not await self._tree.is_empty(target):
-            raise PosixError(errno.ENOTEMPTY)
+        if target is not None and target.is_directory:
+            slash_marker = await self._tree.check_empty(target)
+            if slash_marker is not None:
+                await store.delete(
+                    store.volume(target).container, slash_marker.name, slash_marker.etag
+                )
+                target.info = None if target.info is slash_marker else target.info
         if node.info is not None:
             await store.ensure_marker(old_parent)
         if node.is_directory:

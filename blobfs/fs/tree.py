@@ -319,20 +319,25 @@ class Tree:
             if node.is_local and node.info is None and name not in stream.local_delivered
         ]
 
-    async def is_empty(self, directory: Node) -> bool:
-        """Whether nothing but its own marker is in it, by the service's word if ours is stale."""
-        if any(child.is_local for child in directory.children.values()):
-            return False
+    async def check_empty(self, directory: Node) -> BlobInfo | None:
+        """Raises PosixError(ENOTEMPTY) when anything but its own marker is in the directory.
+
+        The marker `NAME/` that some tools make is returned, since it has to go with it.
+        """
         listing = self._fresh_listing(directory)
-        if listing is not None and listing.entries:
-            return False
+        if any(child.is_local for child in directory.children.values()) or (
+            listing is not None and listing.entries
+        ):
+            raise PosixError(errno.ENOTEMPTY)
         prefix = self._store.blob_name(directory) + "/"
         container = self._store.volume(directory).container
+        slash_marker = None
         marker = ""
         while True:
             page = await container.list(prefix, marker=marker, max_results=10)
             if page.prefixes or any(blob.name != prefix for blob in page.blobs):
-                return False
+                raise PosixError(errno.ENOTEMPTY)
+            slash_marker = page.blobs[0] if page.blobs else slash_marker
             marker = page.next_marker
             if not marker:
-                return True
+                return slash_marker

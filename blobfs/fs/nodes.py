@@ -1,0 +1,209 @@
+"""Nodes, and what is known of the blobs behind them.
+
+Two things are known of a blob: what the service last said, for `metadata_ttl`, and what this
+mount has changed and not stored yet, which outranks it.
+"""
+
+import errno
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from blobfs.attributes import Attributes, Defaults, Kind, kind_of, read_attributes
+from blobfs.blobs import BlobInfo, Container
+from blobfs.errors import ConditionFailed, ContentError, NotFound, PosixError
+from blobfs.fs.listing import Listings
+from blobfs.inodes import Inodes, Node
+from blobfs.names import join
+from blobfs.reader import Reader
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """One container, or a folder in it, as part of a mount."""
+
+    container: Container
+    prefix: str  # without slashes at its ends; "" for the whole container
+    writable: bool
+    may_tag: bool  # the token allows reading and writing tags
+
+
+@dataclass(frozen=True, slots=True)
+class StorePolicy:
+    defaults: Defaults
+    metadata_ttl: float
+    overwrite_on_conflict: bool
+    recovery_dir: Path
+
+
+class Nodes:
+    """The inode table and the listings, kept in step with what the service says."""
+
+    def __init__(self, reader: Reader, policy: StorePolicy, now_ns: Callable[[], int]) -> None:
+        self.reader = reader
+        self.policy = policy
+        self.now_ns = now_ns
+        self.listings = Listings()
+        self.inodes = Inodes(self.bare_directory(), trio.Lock)
+        self._logged: set[str] = set()
+
+    # Where things are
+
+    def volume(self, node: Node) -> Volume:
+        """Raises PosixError(EACCES) for the directory above several containers."""
+        for ancestor in node.ancestry():
+            if ancestor.volume is not None:
+                volume: Volume = ancestor.volume
+                return volume
+        raise PosixError(errno.EACCES, "outside the containers of this mount")
+
+    def writable(self, node: Node) -> Volume:
+        """The node's volume. Raises PosixError(EROFS) when it may not be changed."""
+        volume = self.volume(node)
+        if not volume.writable:
+            raise PosixError(errno.EROFS)
+        return volume
+
+    def blob_name(self, node: Node, *below: str) -> str:
+        """The name of the blob behind the node, or of one below it; "" for a container."""
+        if node.hidden:
+            return node.hidden
+        if not node.is_linked:
+            raise PosixError(errno.ESTALE, "the file was deleted")
+        segments: list[str] = []
+        for ancestor in node.ancestry():
+            if ancestor.volume is not None:
+                return join([ancestor.volume.prefix, *reversed(segments), *below])
+            segments.append(ancestor.name)
+        raise PosixError(errno.ESTALE, "the file was deleted")
+
+    def marker_name(self, directory: Node) -> str:
+        """The blob that holds the directory's attributes; some tools' end with a slash."""
+        name = self.blob_name(directory)
+        if directory.info is not None and directory.info.name.endswith("/"):
+            return name + "/"
+        return name
+
+    def locate(self, node: Node) -> tuple[Container, str]:
+        name = self.marker_name(node) if node.is_directory else self.blob_name(node)
+        return self.volume(node).container, name
+
+    @asynccontextmanager
+    async def locked(self, node: Node) -> AsyncIterator[None]:
+        """Hold the node's lock, at a time when no directory above it is being renamed."""
+        while True:
+            for ancestor in node.ancestry():
+                if ancestor.moving is not None:
+                    await ancestor.moving.wait()
+            async with node.lock:
+                if all(ancestor.moving is None for ancestor in node.ancestry()):
+                    yield
+                    return
+
+    # What is known
+
+    def fresh_until(self) -> float:
+        return trio.current_time() + self.policy.metadata_ttl
+
+    def is_fresh(self, node: Node) -> bool:
+        return node.is_local or self.is_confirmed(node)
+
+    def is_confirmed(self, node: Node) -> bool:
+        """Whether the service said what we know of the node within `metadata_ttl`."""
+        return trio.current_time() < node.fresh_until
+
+    def log_once(self, level: int, message: str) -> None:
+        """For what every listing would say again."""
+        if message not in self._logged:
+            self._logged.add(message)
+            log.log(level, message)
+
+    def attributes_of(self, info: BlobInfo, kind: Kind) -> Attributes:
+        return read_attributes(info.metadata, kind, info.last_modified_ns, self.policy.defaults)
+
+    def bare_directory(self) -> Attributes:
+        """Attributes of a directory without a blob of its own."""
+        defaults, now = self.policy.defaults, self.now_ns()
+        return Attributes(
+            Kind.DIRECTORY, defaults.dir_mode, defaults.uid, defaults.gid, now, now, now
+        )
+
+    def show(self, parent: Node, name: str, kind: Kind, info: BlobInfo | None) -> Node:
+        """The child of this name with what the service just said of it; new if need be.
+
+        What we know better (unsaved changes) stays. A child of another kind by now is replaced.
+        """
+        node = parent.children.get(name)
+        if node is not None and node.kind is not kind:
+            if node.is_local:
+                return node
+            self.inodes.detach(node)
+            node = None
+        if node is None:
+            attrs = self.bare_directory() if info is None else self.attributes_of(info, kind)
+            node = self.inodes.add(parent, name, attrs)
+        elif node.is_local:
+            return node
+        self._take_up(node, info)
+        return node
+
+    def _take_up(self, node: Node, info: BlobInfo | None) -> None:
+        node.fresh_until = self.fresh_until()
+        if info is None:
+            node.info = None  # a directory whose marker is gone keeps what it was shown with
+            return
+        if node.info is None or node.info.etag != info.etag:
+            mtime, ctime = node.attrs.mtime_ns, node.attrs.ctime_ns
+            node.attrs = self.attributes_of(info, node.kind)
+            if node.is_directory and node.info is not None:
+                # Changes of entries count as changes of the directory, and are not stored.
+                node.attrs.mtime_ns = max(mtime, node.attrs.mtime_ns)
+                node.attrs.ctime_ns = max(ctime, node.attrs.ctime_ns)
+            node.target = None
+            node.plain_size = self._listed_size(node, info)
+        node.info = info
+
+    def _listed_size(self, node: Node, info: BlobInfo) -> int:
+        if node.is_directory:
+            return 0
+        try:
+            size = self.reader.known_size(info)
+        except ContentError as exc:
+            self.log_once(logging.WARNING, f"{info.name!r} is listed with its stored size: {exc}")
+            return info.size
+        return -1 if size is None else size
+
+    async def settle_size(self, node: Node) -> None:
+        """Make sure of the exact plaintext size, which costs requests for protocol 1.0 only."""
+        info = node.info
+        if node.plain_size >= 0 or info is None:
+            return
+        try:
+            size = await self.reader.exact_size(lambda: self.locate(node), info, node.kind)
+        except (ContentError, NotFound, ConditionFailed) as exc:
+            self.log_once(logging.WARNING, f"{info.name!r} is listed with its stored size: {exc}")
+            size = info.size
+        if node.info is info:
+            node.plain_size = size
+
+    async def refresh(self, node: Node) -> None:
+        """Ask the service about this one blob. Raises NotFound when it is gone."""
+        container, name = self.locate(node)
+        known = node.info
+        info = await container.head(name)
+        if node.info is known and not node.is_local:
+            if kind_of(info.metadata, info.size) is not node.kind:
+                raise NotFound(f"{name!r} is of another type by now")
+            self._take_up(node, info)
+
+    def vanish(self, node: Node) -> None:
+        """Someone else deleted it: open handles find out when they read."""
+        if node.volume is None:
+            node.volume = self.volume(node)
+            self.inodes.detach(node)
