@@ -1,7 +1,9 @@
 """Where log records go, with every SAS signature taken out of them."""
 
+import errno
 import logging
 import logging.handlers
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +18,16 @@ class RedactingFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
+
+
+def unanswered_is_debug(record: logging.LogRecord) -> bool:
+    """A filter for pyfuse3's log: an answer that nobody waits for is nothing to worry about.
+
+    An unmount does not wait for a RELEASE; the kernel then refuses the answer with ENOENT.
+    """
+    if record.getMessage().endswith(f"fuse_reply_* failed with {os.strerror(errno.ENOENT)}"):
+        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+    return record.levelno >= logging.getLogger().level
 
 
 def configure(level: str, log_file: Path | None, *, foreground: bool) -> None:
@@ -38,3 +50,4 @@ def configure(level: str, log_file: Path | None, *, foreground: bool) -> None:
     root.setLevel(level.upper())
     for library in ("httpx", "httpcore", "trio"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("pyfuse3").addFilter(unanswered_is_debug)
