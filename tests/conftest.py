@@ -1,4 +1,5 @@
 import inspect
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -8,13 +9,16 @@ from trio.testing import MockClock, trio_test
 
 from tests import azurite as azurite_module
 from tests.azurite import Azurite
-from tests.mounts import find_leaks
+from tests.mounts import Mount, find_leaks, mounted
+from tests.owner import Place
 
 # Every run tries the same examples, so a failure is the change's fault and can be run again.
 # BLOBFS_HYPOTHESIS=long looks for new ones.
 hypothesis.settings.register_profile("default", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("long", max_examples=2000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("BLOBFS_HYPOTHESIS", "default"))
+
+_numbers = itertools.count(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,3 +63,22 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
 @pytest.fixture
 def container(azurite: Azurite) -> str:
     return azurite.new_container()
+
+
+@pytest.fixture(scope="module", params=[None, 65534], ids=["root", "nobody"])
+def shared_mount(
+    azurite: Azurite, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Mount]:
+    """One mount for all tests of a module, as root and then as a user without privileges."""
+    container = azurite.new_container()
+    directory = tmp_path_factory.mktemp("shared")
+    with mounted(azurite, container, directory, user=request.param) as mount:
+        yield mount
+
+
+@pytest.fixture
+def place(shared_mount: Mount, request: pytest.FixtureRequest) -> Place:
+    """A directory in the shared mount for this test alone."""
+    place = Place(shared_mount, f"{request.function.__name__}-{next(_numbers)}")
+    place.make()
+    return place
