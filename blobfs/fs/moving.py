@@ -109,7 +109,11 @@ async def _copy_all(
                 if_none_match=True,
             )
             copies[info.name] = replace(
-                info, name=name, etag=version.etag, last_modified_ns=version.last_modified_ns
+                info,
+                name=name,
+                etag=version.etag,
+                last_modified_ns=version.last_modified_ns,
+                tag_count=len(tags or ()),
             )
 
     try:

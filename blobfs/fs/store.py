@@ -274,6 +274,7 @@ class Store(Nodes):
             etag=version.etag,
             last_modified_ns=version.last_modified_ns,
             metadata=info.metadata if metadata is None else metadata,
+            tag_count=len(tags or ()),
         )
 
     async def delete(self, container: Container, name: str, etag: str) -> None:
