@@ -8,11 +8,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from blobfs import __version__, sas
+from blobfs.access import read_sas_file
 from blobfs.argv import hide_secrets
 from blobfs.envelope import write_key_set
 from blobfs.errors import KeyFileError, OptionError, SasError, UsageError
 from blobfs.mount import EXIT_USAGE, mount
-from blobfs.options import option_table, parse_mount, read_sas_file
+from blobfs.options import option_table, parse_mount
 from blobfs.source import Source
 
 VERBS = ("mount", "keys", "sas")

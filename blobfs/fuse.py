@@ -149,7 +149,9 @@ class Operations(pyfuse3.Operations):
         entry.entry_timeout = fresh
         entry.attr_timeout = fresh
         entry.st_mode = attrs.st_mode
-        entry.st_nlink = 2 if node.is_directory else int(node.is_linked)
+        entry.st_nlink = int(node.is_linked)
+        if node.is_directory and node.is_linked:
+            entry.st_nlink = self._fs.store.listings.link_count(node)
         entry.st_uid = attrs.uid
         entry.st_gid = attrs.gid
         entry.st_rdev = attrs.rdev

@@ -18,6 +18,7 @@ import pyfuse3
 import trio
 
 from blobfs import logs
+from blobfs.access import Access
 from blobfs.attributes import Defaults
 from blobfs.blobs import Client, Container
 from blobfs.draft import PAGE, PagePool
@@ -159,10 +160,11 @@ async def _serve(options: MountOptions, keys: KeySet | None, ready: Callable[[],
     keyring = Keyring(keys)
     spool = Spool(options.spool_dir, PAGE, options.spool_size)
     async with Client(connections=options.connections) as client, trio.open_nursery() as nursery:
-        container = Container(client, options.source.container_url, lambda: options.sas.query)
+        volumes = [_volume(client, access, options, keyring) for access in options.accesses]
         with trio.fail_after(options.timeout):
-            await _check_source(container, options.source.prefix)
-        fs = _build(options, container, keyring, spool, nursery)
+            for volume in volumes:
+                await _check_source(volume.container, volume.prefix)
+        fs = _build(options, volumes, keyring, spool, nursery)
         operations = Operations(fs, options.timeout)
         unmounted = False
         pyfuse3.init(operations, str(options.mountpoint), kernel_options(options))
@@ -194,9 +196,18 @@ async def _check_source(container: Container, prefix: str) -> None:
             ) from None
 
 
+def _volume(client: Client, access: Access, options: MountOptions, keyring: Keyring) -> Volume:
+    return Volume(
+        Container(client, access.source.container_url, lambda: access.sas.query),
+        access.source.prefix,
+        writable=not options.read_only and access.may_write and keyring.can_write,
+        may_tag=access.may_tag,
+    )
+
+
 def _build(
     options: MountOptions,
-    container: Container,
+    volumes: list[Volume],
     keyring: Keyring,
     spool: Spool,
     nursery: trio.Nursery,
@@ -232,19 +243,19 @@ def _build(
         nursery=nursery,
         now_ns=time.time_ns,
     )
-    permissions = options.sas.permissions
-    store.inodes.root.volume = Volume(
-        container,
-        options.source.prefix,
-        writable=not options.read_only and keyring.can_write,
-        may_tag=permissions is None or "t" in permissions,
-    )
+    root = store.inodes.root
+    if options.sas_dir is None:
+        (root.volume,) = volumes
+    else:
+        for access, volume in zip(options.accesses, volumes, strict=True):
+            name = access.source.container
+            store.inodes.add(root, name, store.bare_directory()).volume = volume
     reader.on_protocol_1 = lambda name: store.log_once(
         logging.WARNING,
         "this container has blobs of protocol 1.0, which cannot detect tampering; "
         "min_protocol=2.0 refuses them",
     )
-    return Filesystem(store)
+    return Filesystem(store, options.list_page)
 
 
 async def _announce(options: MountOptions, ready: Callable[[], None]) -> None:

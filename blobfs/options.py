@@ -8,21 +8,19 @@ import difflib
 import itertools
 import os
 import re
-import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from blobfs.errors import OptionError, SasError
-from blobfs.sas import Sas, check, redact, split_url, writable
+from blobfs.access import Access, accesses_in, read_sas_file, token_for
+from blobfs.errors import OptionError
+from blobfs.sas import Sas, check, redact
 from blobfs.source import EXAMPLE, Source, split_source
 
 REGION_SIZE_2_0 = 4 * 1024 * 1024
 """The one region length that writers of protocol 2.0 use."""
-
-_SAS_FILE_LIMIT = 64 * 1024  # a token is some 200 bytes, a connection string under 2 KiB
 
 # --- values ----------------------------------------------------------------------------------
 # Each takes the text after `=` and raises ValueError with what it should have been.
@@ -72,6 +70,12 @@ def _id(text: str) -> int:
 def _connections(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= 1024:
         raise ValueError("a number from 1 to 1024")
+    return int(text)
+
+
+def _list_page(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= 5000:
+        raise ValueError("a number from 1 to 5000")
     return int(text)
 
 
@@ -134,17 +138,25 @@ class MountOptions:
     """One mount, validated. Sizes are bytes, times seconds, paths absolute.
 
     `umask` has been taken off `file_mode` and `dir_mode`. `read_only` is also set when the token
-    cannot write. `notes` is what the user should be told; `fuse_options` go to the kernel.
+    cannot write. `accesses` are the containers and their tokens; `notes` is what the user should
+    be told; `fuse_options` go to the kernel.
     """
 
     source: Source
     mountpoint: Path
+    accesses: tuple[Access, ...] = ()
     notes: tuple[str, ...] = ()
     fuse_options: tuple[str, ...] = ()
 
-    sas: Sas = field(metadata=_option(str, "", "the container SAS itself; ps shows it"))
+    sas: Sas | None = field(
+        default=None, metadata=_option(str, "", "the container SAS itself; ps shows it")
+    )
     sas_file: Path | None = field(
         default=None, metadata=_option(_path, "", "file with the SAS, not readable by others")
+    )
+    sas_dir: Path | None = field(
+        default=None,
+        metadata=_option(_path, "", "directory of CONTAINER.sas files: mounts all of these"),
     )
     key_file: Path | None = field(
         default=None, metadata=_option(_path, "", "file with the keys (a JSON Web Key Set)")
@@ -191,6 +203,7 @@ class MountOptions:
         ),
     )
     spool_size: int = _value(_size, "1T", "most bytes in the spool; ENOSPC beyond")
+    list_page: int = _value(_list_page, "5000", "most entries asked for in one listing request")
     connections: int = _value(_connections, "16", "most requests to the service at once")
     timeout: float = _value(_timeout, "60s", "deadline of one operation, retries included")
     on_conflict: str = _value(
@@ -340,51 +353,6 @@ def _unknown(name: str) -> OptionError:
     return OptionError(f"unknown option {name}: {hint}")
 
 
-def read_sas_file(path: Path) -> str:
-    """The text of a `sas_file`. Raises SasError when it cannot be read or is not kept secret."""
-    shown = redact(str(path))
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            content = file.read(_SAS_FILE_LIMIT + 1)
-    except (OSError, ValueError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "not a path"
-        raise SasError(f"cannot read the sas_file {shown}: {reason}") from None
-    # Its group may read it: a systemd credential of a service with User= has mode 0440.
-    if mode & (stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH):
-        what = "written" if mode & (stat.S_IWGRP | stat.S_IWOTH) else "read"
-        raise SasError(f"the sas_file {shown} can be {what} by others: chmod 600 it")
-    if len(content) > _SAS_FILE_LIMIT:
-        raise SasError(f"the sas_file {shown} is too long to hold a SAS token")
-    try:
-        return content.decode("ascii")
-    except UnicodeDecodeError:
-        raise SasError(f"the sas_file {shown} is not plain ASCII text") from None
-
-
-def token_for(source: Source, text: str) -> Sas:
-    """The token in `text`, which must not name another container than the source's.
-
-    Only a SAS URL or a connection string say what they are for. Raises SasError.
-    """
-    url, token = split_url(text)
-    if token is None:
-        raise SasError("the SAS URL has no token: copy it with all that follows its ?")
-    if url:
-        try:
-            other = Source.parse(url)
-        except OptionError as exc:
-            raise SasError(f"the SAS is for a place that cannot be mounted: {exc}") from None
-        if other.endpoint != source.endpoint:
-            raise SasError(f"the SAS is for {other.endpoint}, the source is {source.endpoint}")
-        if other.container and other.container != source.container:
-            raise SasError(
-                f"the SAS is for the container {other.container}, "
-                f"the source is the container {source.container}"
-            )
-    return token
-
-
 def parse_mount(
     source: str, mountpoint: str, options: Sequence[str], *, now: datetime, sloppy: bool = False
 ) -> MountOptions:
@@ -396,20 +364,24 @@ def parse_mount(
     OptionError or SasError, each with one line to show.
     """
     where, token = split_source(source)
-    if not where.container:
-        raise OptionError(f"the source {where.display!r} names no container: write {EXAMPLE}")
     if not mountpoint:
         raise OptionError("the mount point is missing")
     values, fuse_options = _collect(options, sloppy=sloppy)
     text = values.pop("sas", None)
-    sas_file = values.get("sas_file")
-    if sum(given is not None for given in (token, text, sas_file)) != 1:
-        raise OptionError("give the SAS token once: as sas_file=, as sas=, or in the source")
+    sas_file, sas_dir = values.get("sas_file"), values.get("sas_dir")
+    if sum(given is not None for given in (token, text, sas_file, sas_dir)) != 1:
+        raise OptionError(
+            "give the SAS token once: as sas_file=, as sas=, in the source, or in a sas_dir="
+        )
+    if (sas_dir is None) != bool(where.container):
+        raise OptionError(
+            f"the source {where.display!r} names "
+            + (f"no container: write {EXAMPLE}" if sas_dir is None else "one: sas_dir has several")
+        )
     if sas_file is not None:
         text = read_sas_file(sas_file)
     if text is not None:
         token = token_for(where, text)
-    assert token is not None
     chosen = MountOptions(
         source=where,
         mountpoint=Path(mountpoint).absolute(),
@@ -417,13 +389,19 @@ def parse_mount(
         sas=token,
         **values,
     )
-    notes = check(
-        token, now=now, scheme=where.scheme, prefix=where.prefix, read_only=chosen.read_only
-    )
+    if sas_dir is not None:
+        accesses, notes = accesses_in(sas_dir, where, now=now, read_only=chosen.read_only)
+    else:
+        assert token is not None
+        accesses = [Access(where, token, sas_file)]
+        notes = check(
+            token, now=now, scheme=where.scheme, prefix=where.prefix, read_only=chosen.read_only
+        )
     chosen = replace(
         chosen,
+        accesses=tuple(accesses),
         notes=tuple(notes),
-        read_only=chosen.read_only or writable(token) is False,
+        read_only=chosen.read_only or not any(access.may_write for access in accesses),
         file_mode=chosen.file_mode & ~chosen.umask,
         dir_mode=chosen.dir_mode & ~chosen.umask,
     )

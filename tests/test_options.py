@@ -245,12 +245,49 @@ def test_a_token_is_given_as_option_in_a_file_or_in_the_source(tmp_path: Path) -
     file = tmp_path / "token"
     file.write_text(f" ?{TOKEN}\n")
     file.chmod(0o600)
-    assert mount(f"sas={COMMA_TOKEN}", base=key).sas.query == COMMA_TOKEN
-    assert mount(f"sas={URL}?{TOKEN}", base=key).sas.query == TOKEN
-    assert mount(base=key, source=f"{URL}?{TOKEN}").sas.query == TOKEN
+    assert mount(f"sas={COMMA_TOKEN}", base=key).accesses[0].sas.query == COMMA_TOKEN
+    assert mount(f"sas={URL}?{TOKEN}", base=key).accesses[0].sas.query == TOKEN
+    assert mount(base=key, source=f"{URL}?{TOKEN}").accesses[0].sas.query == TOKEN
     from_file = mount(f"sas_file={file}", base=key)
-    assert from_file.sas.query == TOKEN
+    assert from_file.accesses[0].sas.query == TOKEN
     assert from_file.sas_file == file
+
+
+ACCOUNT_URL = URL.rpartition("/")[0] + "/"
+
+
+def sas_dir_with(directory: Path, **tokens: str) -> Path:
+    directory.mkdir()
+    for name, text in tokens.items():
+        file = directory / f"{name}.sas"
+        file.touch(0o600)
+        file.write_text(text)
+    return directory
+
+
+def test_a_sas_dir_gives_one_container_for_each_usable_token(tmp_path: Path) -> None:
+    directory = sas_dir_with(
+        tmp_path / "tokens", one=TOKEN, two=f"{TOKEN}\n", three=TOKEN.replace("sr=c", "sr=b")
+    )
+    (directory / "README").write_text("not a token")
+    chosen = mount(f"sas_dir={directory}", source=ACCOUNT_URL, base=("key_file=/k",))
+    assert [access.source.container for access in chosen.accesses] == ["one", "two"]
+    assert chosen.accesses[1].sas.query == TOKEN
+    assert any(note.startswith("three.sas is left out:") for note in chosen.notes)
+
+
+def test_a_sas_dir_without_a_usable_token_is_refused(tmp_path: Path) -> None:
+    directory = sas_dir_with(tmp_path / "tokens", Bad=TOKEN)
+    with pytest.raises(SasError, match="no usable file"):
+        mount(f"sas_dir={directory}", source=ACCOUNT_URL, base=("key_file=/k",))
+
+
+def test_a_sas_dir_goes_with_the_account_and_a_token_with_a_container(tmp_path: Path) -> None:
+    directory = sas_dir_with(tmp_path / "tokens", one=TOKEN)
+    with pytest.raises(OptionError, match="names one: sas_dir has several"):
+        mount(f"sas_dir={directory}", source=URL, base=("key_file=/k",))
+    with pytest.raises(OptionError, match="names no container"):
+        mount(f"sas={TOKEN}", source=ACCOUNT_URL, base=("key_file=/k",))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +321,7 @@ def test_a_sas_file_may_be_a_systemd_credential(tmp_path: Path, mode: int) -> No
     file = tmp_path / "token"
     file.write_text(TOKEN)
     file.chmod(mode)
-    assert mount(f"sas_file={file}", base=("key_file=/k",)).sas.query == TOKEN
+    assert mount(f"sas_file={file}", base=("key_file=/k",)).accesses[0].sas.query == TOKEN
 
 
 def test_a_sas_file_that_holds_no_token_is_refused(tmp_path: Path) -> None:
@@ -331,7 +368,7 @@ def test_a_sas_url_for_another_place_is_refused(text: str, message: str) -> None
     ],
 )
 def test_a_sas_url_for_the_same_place_is_taken(text: str) -> None:
-    assert mount(f"sas={text}", base=("key_file=/k",)).sas.query == TOKEN
+    assert mount(f"sas={text}", base=("key_file=/k",)).accesses[0].sas.query == TOKEN
 
 
 def test_what_sas_check_refuses_is_refused() -> None:
@@ -402,6 +439,7 @@ def test_defaults() -> None:
         ("buffer_size=2MB", "buffer_size", 2 << 20),
         ("spool_size=3T", "spool_size", 3 << 40),
         ("spool_dir=/s", "spool_dir", Path("/s")),
+        ("list_page=7", "list_page", 7),
         ("connections=64", "connections", 64),
         ("on_conflict=overwrite", "on_conflict", "overwrite"),
         ("log_level=debug", "log_level", "debug"),
@@ -416,7 +454,7 @@ def test_each_option_sets_its_field(option: str, field: str, value: object) -> N
 
 def test_every_option_in_the_table_is_tested_above() -> None:
     marks = test_each_option_sets_its_field.pytestmark  # type: ignore[attr-defined]
-    tested = {field for _, field, _ in marks[0].args[1]} | {"sas", "sas_file", "umask"}
+    tested = {field for _, field, _ in marks[0].args[1]} | {"sas", "sas_file", "sas_dir", "umask"}
     assert tested == {field.name for field in fields(MountOptions) if field.metadata}
 
 
@@ -439,6 +477,8 @@ def test_every_option_in_the_table_is_tested_above() -> None:
         ("metadata_ttl=soon", "a time in seconds"),
         ("metadata_ttl=nan", "a time in seconds"),
         ("timeout=0", "at least one second"),
+        ("list_page=0", "a number from 1 to 5000"),
+        ("list_page=5001", "a number from 1 to 5000"),
         ("connections=0", "a number from 1 to 1024"),
         ("connections=1025", "a number from 1 to 1024"),
         ("ro=1", "option ro takes no value"),

@@ -117,11 +117,23 @@ class Scan:
 class Listing:
     """A directory's whole content at the time when it was asked for."""
 
-    __slots__ = ("entries", "fresh_until")
+    __slots__ = ("entries", "fresh_until", "subdirectories")
 
     def __init__(self, entries: dict[str, Entry], fresh_until: float) -> None:
         self.entries = entries
         self.fresh_until = fresh_until
+        self.subdirectories = sum(_is_directory(entry) for entry in entries.values())
+
+    def set(self, name: str, entry: Entry | None) -> None:
+        """Take up one change; None removes the name."""
+        before = self.entries.pop(name, None)
+        if entry is not None:
+            self.entries[name] = entry
+        self.subdirectories += _is_directory(entry) - _is_directory(before)
+
+
+def _is_directory(entry: Entry | None) -> bool:
+    return entry is not None and entry.kind is Kind.DIRECTORY
 
 
 class Listings:
@@ -147,12 +159,15 @@ class Listings:
         for scan in directory.scans:
             scan.changed[name] = entry
         listing = self.get(directory)
-        if listing is None:
-            return
-        if entry is None:
-            listing.entries.pop(name, None)
-        else:
-            listing.entries[name] = entry
+        if listing is not None:
+            listing.set(name, entry)
+
+    def link_count(self, directory: Node) -> int:
+        """Two, and one for each subdirectory that is known of."""
+        listing = self.get(directory)
+        if listing is not None:
+            return 2 + listing.subdirectories
+        return 2 + sum(child.is_directory for child in directory.children.values())
 
     def begin(self, directory: Node) -> Scan:
         scan = Scan()

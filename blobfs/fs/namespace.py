@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from blobfs.attributes import Attributes, Kind
 from blobfs.blobs import BlobInfo, ContentHeaders
 from blobfs.errors import BlobfsError, NotFound, PosixError
+from blobfs.fs.listing import Listing
 from blobfs.fs.moving import move_directory
 from blobfs.fs.store import Store
 from blobfs.fs.tree import Tree
@@ -96,6 +97,9 @@ class Namespace:
         except BaseException:
             self._inodes.detach(node)
             raise
+        if kind is Kind.DIRECTORY:
+            # Nothing is in it yet, so nothing in it need be asked for.
+            self._store.listings.put(node, Listing({}, node.fresh_until))
         self._touch(parent)
         return node
 
