@@ -42,6 +42,13 @@ class StorePolicy:
     recovery_dir: Path
 
 
+def kind_of_blob(info: BlobInfo) -> Kind:
+    """What a blob is by itself; a name that ends in a slash is a directory's marker."""
+    if info.name.endswith("/"):
+        return Kind.DIRECTORY
+    return kind_of(info.metadata, info.size)
+
+
 class Nodes:
     """The inode table and the listings, kept in step with what the service says."""
 
@@ -198,7 +205,7 @@ class Nodes:
         known = node.info
         info = await container.head(name)
         if node.info is known and not node.is_local:
-            if kind_of(info.metadata, info.size) is not node.kind:
+            if kind_of_blob(info) is not node.kind:
                 raise NotFound(f"{name!r} is of another type by now")
             self._take_up(node, info)
 

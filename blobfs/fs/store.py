@@ -10,6 +10,7 @@ import errno
 import logging
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import trio
@@ -39,7 +40,7 @@ from blobfs.errors import (
     Unavailable,
 )
 from blobfs.fs.listing import Entry
-from blobfs.fs.nodes import Nodes, StorePolicy, Volume
+from blobfs.fs.nodes import Nodes, StorePolicy, Volume, kind_of_blob
 from blobfs.inodes import Node
 from blobfs.keyring import Keyring
 from blobfs.names import HIDDEN_PREFIX, check_blob_name, join
@@ -169,6 +170,9 @@ class Store(Nodes):
                 return
             self._give_up(node)
             raise
+        if node.is_directory and kind_of_blob(info) is not Kind.DIRECTORY:
+            self._give_up(node)
+            raise AlreadyExists(f"{name!r} is a file: the directory of its name has no attributes")
         if node.is_directory or node.info is None:
             node.info = info
             return
@@ -234,7 +238,8 @@ class Store(Nodes):
                         directory, self.blob_name(directory), self.composed(directory)
                     )
                 except AlreadyExists:
-                    await self._rebase(directory)
+                    with suppress(AlreadyExists):  # a file: the directory goes with its entries
+                        await self._rebase(directory)
 
     async def carried(
         self, volume: Volume, info: BlobInfo
