@@ -46,12 +46,15 @@ R = TypeVar("R")
 
 
 def _handler(
-    deadline: Callable[["Operations"], float],
+    deadline: Callable[..., float],
 ) -> Callable[
     [Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]]],
     Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]],
 ]:
-    """Run a handler under a deadline in seconds; every exception becomes one FUSEError."""
+    """Run a handler under a deadline; every exception becomes one FUSEError.
+
+    `deadline` gets the handler's arguments and says seconds.
+    """
 
     def wrap(
         operation: Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]],
@@ -59,7 +62,7 @@ def _handler(
         name = operation.__name__
 
         async def run(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
-            seconds = deadline(self)
+            seconds = deadline(self, *args)
             try:
                 with trio.fail_after(seconds):
                     return await operation(self, *args, **kwargs)
@@ -75,17 +78,23 @@ def _handler(
     return wrap
 
 
-def _short(self: "Operations") -> float:
+def _short(self: "Operations", *args: object) -> float:
     return self._timeout
 
 
-def _upload(self: "Operations") -> float:
+def _upload(self: "Operations", *args: object) -> float:
     """For what may store a whole file: the time that the largest draft takes on a slow line."""
     drafts = [node.draft.size for node in self._fs.inodes if node.draft is not None]
     return self._timeout + max(drafts, default=0) / _SLOWEST_UPLOAD
 
 
-def _long(self: "Operations") -> float:
+def _resize(self: "Operations", inode: int, attr: Any, fields: Any, *args: object) -> float:
+    """For setattr, which may store a file of a size that no draft has yet."""
+    size = attr.st_size if fields.update_size else 0
+    return max(_upload(self), self._timeout + size / _SLOWEST_UPLOAD)
+
+
+def _long(self: "Operations", *args: object) -> float:
     """For a rename, which may be of a directory with any number of files."""
     return max(3600.0, self._timeout)
 
@@ -202,7 +211,7 @@ class Operations(pyfuse3.Operations):
         await store.settle_size(node)
         return self._entry(node)
 
-    @_handler(_upload)
+    @_handler(_resize)
     async def setattr(
         self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: object
     ) -> pyfuse3.EntryAttributes:
@@ -340,8 +349,9 @@ class Operations(pyfuse3.Operations):
     # Files
 
     @_handler(_upload)
-    async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:
-        number, keep = await self._fs.files.open(self._fs.inodes.get(inode), flags)
+    async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
+        node = self._fs.inodes.get(inode)
+        number, keep = await self._fs.files.open(node, flags, privileged=ctx.uid == 0)
         return pyfuse3.FileInfo(fh=number, keep_cache=keep)
 
     @_handler(_short)
@@ -350,7 +360,7 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         directory, segment = self._fs.inodes.get(parent), decode_segment(name)
         node = await self._fs.names.create(directory, segment, mode, self._caller(ctx))
-        number = self._fs.files.create(node, flags)
+        number = self._fs.files.create(node, flags, privileged=ctx.uid == 0)
         return pyfuse3.FileInfo(fh=number, keep_cache=True), self._looked_up(node)
 
     @_handler(_short)
@@ -360,7 +370,13 @@ class Operations(pyfuse3.Operations):
 
     @_handler(_upload)
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self._fs.files.write(fh, off, buf)
+        node = self._fs.inodes.handle(fh).node
+        mode = node.attrs.mode
+        written = await self._fs.files.write(fh, off, buf)
+        if node.attrs.mode != mode:
+            # The kernel expects a write to change size and times only, and keeps the mode.
+            pyfuse3.invalidate_inode(node.ino, attr_only=True)
+        return written
 
     @_handler(_upload)
     async def flush(self, fh: int) -> None:

@@ -152,11 +152,12 @@ class Node:
 class Handle:
     """An open file: what `open` returned a number for."""
 
-    __slots__ = ("commits", "content", "node", "reach", "writable")
+    __slots__ = ("commits", "content", "node", "privileged", "reach", "writable")
 
-    def __init__(self, node: Node, writable: bool, reach: "Reach") -> None:
+    def __init__(self, node: Node, writable: bool, privileged: bool, reach: "Reach") -> None:
         self.node = node
         self.writable = writable
+        self.privileged = privileged  # opened by root, whose writes leave set-id bits alone
         self.reach = reach
         self.content: Content | None = None  # the version that this handle reads
         self.commits = node.commits
@@ -244,10 +245,10 @@ class Inodes:
             node.lookups -= count
             self._drop_if_unused(node)
 
-    def open(self, node: Node, *, writable: bool, reach: "Reach") -> int:
+    def open(self, node: Node, *, writable: bool, reach: "Reach", privileged: bool = False) -> int:
         number = self._next_handle
         self._next_handle += 1
-        self._handles[number] = Handle(node, writable, reach)
+        self._handles[number] = Handle(node, writable, privileged, reach)
         node.opens += 1
         node.writers += writable
         return number

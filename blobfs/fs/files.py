@@ -22,9 +22,10 @@ class Files:
         self._store = store
         self._inodes = store.inodes
 
-    async def open(self, node: Node, flags: int) -> tuple[int, bool]:
+    async def open(self, node: Node, flags: int, *, privileged: bool = False) -> tuple[int, bool]:
         """A handle, and whether the kernel may keep its cached pages of the file.
 
+        `privileged` says that root opens it: then writes do not clear set-id bits.
         `O_TRUNC` arrives here, not in a setattr. Raises PosixError, ServiceError, or ContentError
         when the content may not be served.
         """
@@ -36,7 +37,7 @@ class Files:
             store.writable(node)
         if not store.is_fresh(node):
             await store.refresh(node)
-        number = self._inodes.open(node, writable=writable, reach=Reach())
+        number = self._inodes.open(node, writable=writable, reach=Reach(), privileged=privileged)
         try:
             if flags & os.O_TRUNC:
                 async with self._store.locked(node):
@@ -52,10 +53,10 @@ class Files:
         node.page_cache_etag = etag
         return number, keep
 
-    def create(self, node: Node, flags: int) -> int:
+    def create(self, node: Node, flags: int, *, privileged: bool = False) -> int:
         """A handle on a node that is new: an empty draft, to be stored by the first flush."""
         writable = (flags & os.O_ACCMODE) != os.O_RDONLY
-        return self._inodes.open(node, writable=writable, reach=Reach())
+        return self._inodes.open(node, writable=writable, reach=Reach(), privileged=privileged)
 
     async def store_new(self, node: Node) -> None:
         """Store a file that was made without being opened."""
@@ -84,15 +85,17 @@ class Files:
             draft = await self._store.draft(node)
             self._invalidate_staged(node, offset)
             await draft.write(offset, data)
-            self._modified(node)
+            self._modified(node, handle.privileged)
             await self._stage(node, draft)
         return len(data)
 
-    def _modified(self, node: Node) -> None:
+    def _modified(self, node: Node, privileged: bool = False) -> None:
         now = self._store.now_ns()
         node.attrs.mtime_ns = node.attrs.ctime_ns = now
-        # The kernel leaves this to us (FUSE_HANDLE_KILLPRIV) and does not say who writes.
-        node.attrs.mode = without_set_id(node.attrs.mode)
+        if not privileged:
+            # The kernel leaves this to us (FUSE_HANDLE_KILLPRIV) and does not say who writes:
+            # whoever opened the handle.
+            node.attrs.mode = without_set_id(node.attrs.mode)
 
     def _invalidate_staged(self, node: Node, offset: int) -> None:
         upload = node.upload
