@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -75,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("file", type=Path, metavar="FILE", help="refused if it exists")
     verb.set_defaults(run=_generate_keys)
 
-    tokens = verbs.add_parser("sas", help="make and explain SAS tokens")
+    tokens = verbs.add_parser(
+        "sas", help="make and explain SAS tokens", description="Make and explain SAS tokens."
+    )
     sas_verbs = tokens.add_subparsers(metavar="VERB", required=True)
     _add_sas_create(sas_verbs.add_parser("create", help="make a SAS token for a container"))
     verb = sas_verbs.add_parser(
@@ -84,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Say what a SAS token allows, on what and until when. The signature is not "
         "shown. With no file, or -, the token is read from standard input.",
     )
-    verb.add_argument("file", nargs="?", default="-", metavar="FILE")
+    verb.add_argument("file", nargs="?", default="-", metavar="FILE", help="file with the token")
     verb.set_defaults(run=_show_sas)
     return parser
 
@@ -99,7 +102,9 @@ def _add_mount_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-r", "--read-only", action="store_true", help="the same as -o ro")
     parser.add_argument("-w", "--rw", action="store_true", help="the same as -o rw")
-    parser.add_argument("-f", "--fake", action="store_true", help="check everything, do not mount")
+    parser.add_argument(
+        "-f", "--fake", action="store_true", help="check source, options and token, do not mount"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is mounted where")
     parser.set_defaults(run=_mount, sloppy=False)
 
@@ -121,15 +126,20 @@ def _helper_parser() -> argparse.ArgumentParser:
 
 def _options_help() -> str:
     rows = [
-        [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+        [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
         for line in option_table().splitlines()
         if line.startswith("| `")
     ]
-    lines = [
-        f"  {name:<28} {text}" + (f" ({default})" if default else "")
-        for name, default, text in rows
+    lines = ["options for -o, separated by commas (defaults in brackets):"]
+    for name, default, text in rows:
+        shown = re.sub(r"(\w+), no\1", r"[no]\1", name)
+        lines.append(f"  {shown:<22} {text}" + (f" ({default})" if default else ""))
+    lines += [
+        "  and what mount(8) and fstab know: _netdev, noauto, nofail, user, x-*, noatime, …",
+        "",
+        "exit status: 0 mounted, 1 something given is wrong, 32 the mount failed",
     ]
-    return "options for -o, separated by commas (defaults in brackets):\n" + "\n".join(lines)
+    return "\n".join(lines)
 
 
 def _mount(chosen: argparse.Namespace) -> int:
@@ -176,7 +186,11 @@ def _add_sas_create(verb: argparse.ArgumentParser) -> None:
         "Print a service SAS for a container, made with the account's key. The key is read from "
         "a file or standard input, never from the command line."
     )
-    verb.add_argument("container", metavar="CONTAINER_URL")
+    verb.add_argument(
+        "container",
+        metavar="CONTAINER_URL",
+        help="https://ACCOUNT.blob.core.windows.net/CONTAINER",
+    )
     verb.add_argument(
         "--account-key-file",
         required=True,
@@ -184,7 +198,10 @@ def _add_sas_create(verb: argparse.ArgumentParser) -> None:
         help="file with the account key; - for standard input",
     )
     verb.add_argument(
-        "--permissions", default="rcwdl", metavar="LETTERS", help="default: %(default)s"
+        "--permissions",
+        default="rcwdl",
+        metavar="LETTERS",
+        help="of racwdxyltfmeopi (default: %(default)s; add t to keep tags)",
     )
     verb.add_argument("--hours", type=float, default=8, help="until it expires (default: 8)")
     verb.add_argument("--start", metavar="TIME", help="not valid before (ISO 8601, UTC)")

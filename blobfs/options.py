@@ -149,7 +149,7 @@ class MountOptions:
     fuse_options: tuple[str, ...] = ()
 
     sas: Sas | None = field(
-        default=None, metadata=_option(str, "", "the container SAS itself; ps shows it")
+        default=None, metadata=_option(str, "", "the container SAS itself; prefer sas_file")
     )
     sas_file: Path | None = field(
         default=None, metadata=_option(_path, "", "file with the SAS, not readable by others")
