@@ -61,6 +61,10 @@ POSIX_KEYS = frozenset(
 """Lower-case metadata keys that carry POSIX attributes."""
 
 
+INTENT_KEY = "blobfs_rename_from"
+"""Metadata of a directory that is being filled by a rename: the old name, percent-encoded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Defaults:
     """What a blob without POSIX keys is shown with; modes are permission bits."""

@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from blobfs.attributes import POSIX_KEYS
+from blobfs.attributes import INTENT_KEY, POSIX_KEYS
 from blobfs.blobs import BlobInfo
 from blobfs.envelope import BOX_KEY, METADATA_KEY, SEAL_KEY
 from blobfs.errors import Corrupt, PosixError
@@ -37,7 +37,7 @@ HEADERS = frozenset(
 )
 READ_ONLY = frozenset({"tier", "etag", "content_md5"})
 
-_OWN_KEYS = POSIX_KEYS | {METADATA_KEY, SEAL_KEY, BOX_KEY}
+_OWN_KEYS = POSIX_KEYS | {METADATA_KEY, SEAL_KEY, BOX_KEY, INTENT_KEY}
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _UNSAID = {"content_type": "application/octet-stream"}
 

@@ -1,65 +1,94 @@
 """Renaming a directory: its blobs are copied, then the sources deleted.
 
-While it goes on, writes below the directory wait (`Store.locked`). Nothing is deleted before
-everything is copied. When a copy fails, the copies made are deleted again and nothing has
-happened; when a source cannot be deleted, its copy goes, so that every file is under exactly one
-of the two names.
+While it goes on, writes below the directory wait (`Store.locked`). The target's marker comes
+first and says where it is being filled from (`INTENT_KEY`), so that after a crash the same rename
+may be run again onto the half-filled target, and finishes. Nothing is deleted before everything
+is copied. After any failure what was done is undone: every file is under exactly one of the two
+names, and, unless undoing fails as well, under its old one.
 """
 
 import logging
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+from urllib.parse import quote
 
 import trio
 
+from blobfs.attributes import INTENT_KEY, put_key, value_of
 from blobfs.blobs import BlobInfo, Container, ContentHeaders
-from blobfs.errors import BlobfsError, NotFound, root_cause
+from blobfs.envelope import METADATA_KEY
+from blobfs.errors import AlreadyExists, BlobfsError, NotFound, root_cause
 from blobfs.fs.store import Store
 from blobfs.inodes import Node
 from blobfs.names import check_blob_name
 
 log = logging.getLogger(__name__)
 
-CLEAN_UP_TIME = 60.0
-"""Seconds that taking back a failed rename may take."""
+CLEAN_UP_TIME = 300.0
+"""Seconds that undoing a failed rename may take."""
 
 PARALLEL = 16
 """Requests of one directory rename under way at once."""
 
 
+@dataclass(slots=True)
+class _Move:
+    """One rename under way; copies are by the name of their source."""
+
+    store: Store
+    node: Node
+    container: Container
+    old: str
+    new: str
+    sources: list[BlobInfo] = field(default_factory=list)
+    copies: dict[str, BlobInfo] = field(default_factory=dict)
+    deleted: set[str] = field(default_factory=set)
+
+
+def is_resumable(store: Store, node: Node, target: Node) -> bool:
+    """Whether `target` was being filled from `node` by a rename that did not finish."""
+    metadata = {} if target.info is None else target.info.metadata
+    return value_of(metadata, INTENT_KEY) == quote(store.blob_name(node))
+
+
 async def move_directory(
     store: Store, node: Node, target: Node | None, new_parent: Node, new_name: str
 ) -> None:
-    """Move `node` and all below it to a name that is free but for `target`, an empty directory.
+    """Move `node` and all below it to a name that is free but for `target`: an empty directory,
+    or one that `is_resumable`.
 
     Raises ServiceError, or PosixError(ENAMETOOLONG) when a blob below would get too long a name.
     """
+    move = _Move(
+        store,
+        node,
+        store.volume(node).container,
+        store.blob_name(node),
+        store.blob_name(new_parent, new_name),
+    )
     node.moving = trio.Event()
     try:
         await _settle_below(store, node)
-        old, new = store.blob_name(node), store.blob_name(new_parent, new_name)
-        container = store.volume(node).container
-        sources = await _blobs_below(container, old + "/")
-        slash_marker = next((info for info in sources if info.name == old + "/"), None)
+        move.sources = await _blobs_below(move.container, move.old + "/")
+        slash_marker = next((x for x in move.sources if x.name == move.old + "/"), None)
         if slash_marker is not None:
-            sources.remove(slash_marker)  # its attributes are the node's, and move with it
-        for info in sources:
-            check_blob_name(new + info.name[len(old) :])
-        copies = await _copy_all(store, node, sources, old, new)
+            move.sources.remove(slash_marker)  # its attributes are the node's, and move with it
+        for info in move.sources:
+            check_blob_name(_moved_name(move, info))
+        marker = await _announce(move, target)
         try:
-            marker = await _move_marker(store, node, target, new)
-        except BlobfsError:
-            await _delete_all(container, copies.values())
-            raise
-        try:
-            await _delete_sources(container, sources, copies)
-        except BlobfsError:
-            _split(store, node, new_parent, copies)
+            await _for_each(move.sources, lambda info: _copy(move, info))
+            await _for_each(move.sources, lambda info: _delete_source(move, info))
+        except BaseException:
+            await _undo(move, marker, target)
             raise
         for old_marker in (node.info, slash_marker):
             if old_marker is not None:
-                await store.delete(container, old_marker.name, old_marker.etag)
-        _move_nodes(store, node, target, new_parent, new_name, copies)
+                await store.delete(move.container, old_marker.name, old_marker.etag)
+        marker = await _conclude(move, marker)
+        _move_nodes(move, target, new_parent, new_name)
         store.wrote(node, marker)
     finally:
         node.moving.set()
@@ -87,130 +116,147 @@ async def _blobs_below(container: Container, prefix: str) -> list[BlobInfo]:
             return blobs
 
 
-async def _copy_all(
-    store: Store, directory: Node, sources: list[BlobInfo], old: str, new: str
-) -> dict[str, BlobInfo]:
-    """Copies by the name of their source. After a failure there are none."""
-    volume = store.volume(directory)
-    copies: dict[str, BlobInfo] = {}
+T = TypeVar("T")
+
+
+async def _for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:
+    """`work` on all items, some at once; the first failure stops the rest. Raises one error."""
     limiter = trio.CapacityLimiter(PARALLEL)
 
-    async def copy(info: BlobInfo) -> None:
+    async def one(item: T) -> None:
         async with limiter:
-            name = new + info.name[len(old) :]
-            tags, tier = await store.carried(volume, info)
-            version = await volume.container.copy(
-                info.name,
-                name,
-                source_etag=info.etag,
-                metadata=None,
-                tags=tags,
-                tier=tier,
-                if_none_match=True,
-            )
-            copies[info.name] = replace(
-                info,
-                name=name,
-                etag=version.etag,
-                last_modified_ns=version.last_modified_ns,
-                tag_count=len(tags or ()),
-            )
+            await work(item)
 
     try:
         async with trio.open_nursery() as nursery:
-            for info in sources:
-                nursery.start_soon(copy, info)
-    except BaseException as exc:
-        await _delete_all(volume.container, copies.values())
+            for item in items:
+                nursery.start_soon(one, item)
+    except ExceptionGroup as exc:
         raise root_cause(exc) from exc
-    return copies
 
 
-async def _move_marker(store: Store, node: Node, target: Node | None, new: str) -> BlobInfo:
-    """The directory's own blob under the new name; a directory without one gets one."""
-    metadata = store.composed(node)
-    container = store.volume(node).container
+async def _announce(move: _Move, target: Node | None) -> BlobInfo:
+    """The target's marker, with the directory's attributes and the name that fills it."""
+    metadata = move.store.composed(move.node)
+    put_key(metadata, INTENT_KEY, quote(move.old))
     existing = None if target is None else target.info
-    if existing is not None and existing.name == new:
-        version = await container.set_metadata(new, metadata, if_match=existing.etag)
+    if existing is not None and existing.name == move.new:
+        version = await move.container.set_metadata(move.new, metadata, if_match=existing.etag)
     else:
-        headers = ContentHeaders()
-        version = await container.put(
-            new, b"", metadata=metadata, headers=headers, tags=None, tier=None, if_none_match=True
+        version = await move.container.put(
+            move.new,
+            b"",
+            metadata=metadata,
+            headers=ContentHeaders(),
+            tags=None,
+            tier=None,
+            if_none_match=True,
         )
-    return BlobInfo(new, version.etag, 0, version.last_modified_ns, "BlockBlob", metadata=metadata)
+    return BlobInfo(
+        move.new, version.etag, 0, version.last_modified_ns, "BlockBlob", metadata=metadata
+    )
 
 
-async def _delete_sources(
-    container: Container, sources: list[BlobInfo], copies: dict[str, BlobInfo]
-) -> None:
-    failures: list[Exception] = []
-    limiter = trio.CapacityLimiter(PARALLEL)
-
-    async def delete(info: BlobInfo) -> None:
-        async with limiter:
-            try:
-                await container.delete(info.name, if_match=info.etag)
-            except NotFound:
-                pass
-            except BlobfsError as exc:
-                failures.append(exc)
-                copy = copies.pop(info.name)
-                await container.delete(copy.name, if_match=copy.etag)
-
-    async with trio.open_nursery() as nursery:
-        for info in sources:
-            nursery.start_soon(delete, info)
-    if failures:
-        raise root_cause(ExceptionGroup("sources that could not be deleted", failures))
+async def _conclude(move: _Move, marker: BlobInfo) -> BlobInfo:
+    metadata = dict(marker.metadata)
+    put_key(metadata, INTENT_KEY, None)
+    version = await move.container.set_metadata(move.new, metadata, if_match=marker.etag)
+    return replace(
+        marker,
+        etag=version.etag,
+        last_modified_ns=version.last_modified_ns,
+        metadata=metadata,
+    )
 
 
-async def _delete_all(container: Container, copies: Iterable[BlobInfo]) -> None:
-    """Take copies back, shielded: half a rename must not stay. What cannot go is only logged."""
-    limiter = trio.CapacityLimiter(PARALLEL)
+def _moved_name(move: _Move, info: BlobInfo) -> str:
+    return move.new + info.name[len(move.old) :]
 
-    async def delete(info: BlobInfo) -> None:
-        async with limiter:
-            try:
-                await container.delete(info.name, if_match=info.etag)
-            except NotFound:
-                pass
-            except BlobfsError as exc:
-                log.error("%r, a copy made by a failed rename, is left behind: %s", info.name, exc)
 
-    with trio.move_on_after(CLEAN_UP_TIME, shield=True):
-        async with trio.open_nursery() as nursery:
-            for info in copies:
-                nursery.start_soon(delete, info)
+async def _copy(move: _Move, info: BlobInfo) -> None:
+    name = _moved_name(move, info)
+    try:
+        move.copies[info.name] = await _copy_blob(move, info, name)
+    except AlreadyExists:
+        # Left by the run that this one resumes? Then it is the same content.
+        there = await move.container.head(name)
+        if not _is_copy(there, info):
+            raise
+        move.copies[info.name] = there
+
+
+def _is_copy(there: BlobInfo, info: BlobInfo) -> bool:
+    if there.metadata != info.metadata or there.size != info.size:
+        return False
+    # The wrapped CEK in the metadata is one content's alone; plaintext needs its hash.
+    md5 = info.headers.content_md5
+    is_encrypted = value_of(info.metadata, METADATA_KEY) is not None
+    return is_encrypted or info.size == 0 or (bool(md5) and md5 == there.headers.content_md5)
+
+
+async def _copy_blob(move: _Move, info: BlobInfo, name: str) -> BlobInfo:
+    tags, tier = await move.store.carried(move.store.volume(move.node), info)
+    version = await move.container.copy(
+        info.name,
+        name,
+        source_etag=info.etag,
+        metadata=None,
+        tags=tags,
+        tier=tier,
+        if_none_match=True,
+    )
+    return replace(info, name=name, etag=version.etag, last_modified_ns=version.last_modified_ns)
+
+
+async def _delete_source(move: _Move, info: BlobInfo) -> None:
+    with suppress(NotFound):
+        await move.container.delete(info.name, if_match=info.etag)
+    move.deleted.add(info.name)
+
+
+async def _undo(move: _Move, marker: BlobInfo, target: Node | None) -> None:
+    """Bring every file back to its old name, or leave it under its new one alone.
+
+    Shielded: half a rename must not stay for want of time.
+    """
+    complete = True
+
+    async def restore(info: BlobInfo) -> None:
+        nonlocal complete
+        copy = move.copies[info.name]
+        try:
+            if info.name in move.deleted:
+                await _copy_blob(move, copy, info.name)
+            await move.store.delete(move.container, copy.name, copy.etag)
+        except BlobfsError as exc:
+            complete = False
+            log.error("a rename failed, and %r stays under that name: %s", copy.name, exc)
+
+    with trio.move_on_after(CLEAN_UP_TIME, shield=True) as scope:
+        await _for_each([x for x in move.sources if x.name in move.copies], restore)
+        if complete and target is None:
+            await move.store.delete(move.container, marker.name, marker.etag)
+        elif complete:
+            await _conclude(move, marker)
+    if scope.cancelled_caught or not complete:
+        log.error("a rename of %r to %r is half done; run it again", move.old, move.new)
+    for child in _below(move.store, move.node):
+        move.store.listings.drop(child)
+        child.fresh_until = 0.0
+    move.store.listings.drop(move.node)
 
 
 def _below(store: Store, directory: Node) -> list[Node]:
     return [node for node in store.inodes if node is not directory and node.is_within(directory)]
 
 
-def _split(store: Store, node: Node, new_parent: Node, copies: dict[str, BlobInfo]) -> None:
-    """Only some sources could be deleted: forget what is no longer where it was."""
-    for child in _below(store, node):
-        store.listings.drop(child)
-        if child.info is not None and child.info.name in copies:
-            store.vanish(child)
-    store.listings.drop(node)
-    store.listings.drop(new_parent)
-
-
-def _move_nodes(
-    store: Store,
-    node: Node,
-    target: Node | None,
-    new_parent: Node,
-    new_name: str,
-    copies: dict[str, BlobInfo],
-) -> None:
+def _move_nodes(move: _Move, target: Node | None, new_parent: Node, new_name: str) -> None:
+    store, node = move.store, move.node
     old_parent, old_name = node.parent, node.name
     assert old_parent is not None
     for child in _below(store, node):
         store.listings.drop(child)
-        moved = None if child.info is None else copies.get(child.info.name)
+        moved = None if child.info is None else move.copies.get(child.info.name)
         if moved is not None and child.info is not None:
             if child.page_cache_etag == child.info.etag:
                 child.page_cache_etag = moved.etag
@@ -219,6 +265,8 @@ def _move_nodes(
             child.info = moved
     store.listings.drop(node)
     if target is not None:
+        for child in list(target.children.values()):
+            store.vanish(child)  # of a run that this one resumed
         store.listings.drop(target)
         store.unlink(target)
     store.inodes.move(node, new_parent, new_name)

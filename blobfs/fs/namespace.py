@@ -13,7 +13,7 @@ from blobfs.attributes import Attributes, Kind
 from blobfs.blobs import BlobInfo, ContentHeaders
 from blobfs.errors import BlobfsError, NotFound, PosixError
 from blobfs.fs.listing import Listing
-from blobfs.fs.moving import move_directory
+from blobfs.fs.moving import is_resumable, move_directory
 from blobfs.fs.store import Store
 from blobfs.fs.tree import Tree
 from blobfs.inodes import Node
@@ -209,14 +209,14 @@ class Namespace:
             return
         self._check_rename(node, target, new_parent)
         check_blob_name(store.blob_name(new_parent, new_name))
-        if target is not None and target.is_directory:
+        if target is not None and target.is_directory and not is_resumable(store, node, target):
             slash_marker = await self._tree.check_empty(target)
             if slash_marker is not None:
-                await store.delete(
-                    store.volume(target).container, slash_marker.name, slash_marker.etag
-                )
-                target.info = None if target.info is slash_marker else target.info
-        if node.info is not None:
+                container = store.volume(target).container
+                await store.delete(container, slash_marker.name, slash_marker.etag)
+                if target.info is not None and target.info.name == slash_marker.name:
+                    target.info = None
+        if node.info is not None or node.is_directory:
             await store.ensure_marker(old_parent)
         if node.is_directory:
             await move_directory(store, node, target, new_parent, new_name)
