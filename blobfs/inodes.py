@@ -65,7 +65,6 @@ class Node:
         "parent",
         "plain_size",
         "probes",
-        "replaces",
         "scans",
         "target",
         "unsaved",
@@ -93,7 +92,6 @@ class Node:
         self.overlay: dict[str, str | None] = {}
         self.draft: Draft | None = None
         self.upload: Upload | None = None  # what of the draft is staged already
-        self.replaces = ""  # ETag of the blob that the first commit takes the place of
         # encryptiondata of commits whose outcome is not known, with the draft's `changes`
         self.attempts: dict[str, int] = {}
         self.commits = 0  # of content, by this mount

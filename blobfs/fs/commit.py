@@ -82,10 +82,10 @@ async def _properties(store: Store, node: Node) -> Properties:
 async def _store_upload(store: Store, node: Node, draft: Draft, upload: Upload) -> None:
     properties = await _properties(store, node)
     attrs, overlay = replace(node.attrs), dict(node.overlay)
-    condition = node.info.etag if node.info is not None else node.replaces
+    condition = None if node.info is None else node.info.etag
     await upload.seal(properties)
     node.attempts[upload.encryption_data] = draft.changes
-    version = await upload.commit(properties, if_match=condition or None, create=not condition)
+    version = await upload.commit(properties, if_match=condition, create=condition is None)
     info = BlobInfo(
         upload.name,
         version.etag,
@@ -105,7 +105,6 @@ async def _store_upload(store: Store, node: Node, draft: Draft, upload: Upload) 
 
 def _committed(store: Store, node: Node, draft: Draft, info: BlobInfo) -> None:
     store.wrote(node, info)
-    node.replaces = ""
     node.attempts.clear()
     node.commits += 1
     node.content = None
@@ -127,15 +126,14 @@ async def _resolve(store: Store, node: Node, draft: Draft, upload: Upload) -> No
             _committed(store, node, draft, current)
             return
         if attempt is not None:  # ours, but the draft has gone on since
-            node.info, node.replaces = current, ""
+            node.info = current
             return
         same = node.info is not None and await _same(store, node.info, current)
         if same or store.policy.overwrite_on_conflict:
             node.info = current
-            node.replaces = ""
             return
     elif store.policy.overwrite_on_conflict:
-        node.info, node.replaces = None, ""
+        node.info = None
         return
     aside = await _keep_aside(store, node, draft, upload)
     node.draft = None
@@ -182,7 +180,7 @@ async def keep_or_lose(store: Store, node: Node, reason: str) -> None:
             store.policy.recovery_dir,
             container_url=store.volume(node).container.url,
             name=store.blob_name(node),
-            etag=node.info.etag if node.info is not None else node.replaces,
+            etag=node.info.etag if node.info is not None else "",
             kind=node.kind,
             size=draft.size,
             read=draft.read,

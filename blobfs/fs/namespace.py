@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from blobfs.attributes import Attributes, Kind
 from blobfs.blobs import BlobInfo, ContentHeaders
 from blobfs.errors import BlobfsError, NotFound, PosixError
+from blobfs.fs.commit import commit
 from blobfs.fs.listing import Listing
 from blobfs.fs.moving import is_resumable, move_directory
 from blobfs.fs.store import Store
@@ -170,8 +171,8 @@ class Namespace:
         info = node.info
         if info is not None:
             container, name = store.locate(node)
-            await store.hide(node)
-            await store.delete(container, name, info.etag)
+            async with store.hidden(node):
+                await store.delete(container, name, info.etag)
         store.unlink(node)
 
     async def rmdir(self, parent: Node, name: str) -> None:
@@ -253,20 +254,26 @@ class Namespace:
         store = self._store
         async with store.locked(node):
             if target is None:
-                await self._move_file(node, None, new_parent, new_name)
+                await self._move_file(node, None, None, new_parent, new_name)
             else:
                 # Two nodes' locks: the kernel runs one rename over a directory pair at a time,
                 # and nothing else takes a second lock.
-                async with store.locked(target):
-                    await self._move_file(node, target, new_parent, new_name)
+                async with store.locked(target, holding=node):
+                    replaced = target.info
+                    async with store.hidden(target):
+                        await self._move_file(node, target, replaced, new_parent, new_name)
 
     async def _move_file(
-        self, node: Node, target: Node | None, new_parent: Node, new_name: str
+        self,
+        node: Node,
+        target: Node | None,
+        replaced: BlobInfo | None,
+        new_parent: Node,
+        new_name: str,
     ) -> None:
         store = self._store
-        replaced = None if target is None else target.info
-        if target is not None:
-            await store.hide(target)
+        if node.info is None and replaced is not None:
+            await commit(store, node)  # since it is a copy that replaces the target
         if node.upload is not None:
             node.upload.abandon()  # staged under the old name
             node.upload = None
@@ -296,8 +303,6 @@ class Namespace:
             if node.page_cache_etag == source.etag:
                 node.page_cache_etag = moved.etag
             store.wrote(node, moved)
-        elif replaced is not None:
-            node.replaces = replaced.etag
 
     async def _delete_source(
         self, node: Node, source: BlobInfo, moved: BlobInfo, is_new: bool

@@ -102,16 +102,27 @@ class Nodes:
         return self.volume(node).container, name
 
     @asynccontextmanager
-    async def locked(self, node: Node) -> AsyncIterator[None]:
-        """Hold the node's lock, at a time when no directory above it is being renamed."""
+    async def locked(self, node: Node, *, holding: Node | None = None) -> AsyncIterator[None]:
+        """Hold the node's lock, at a time when no directory above it is being renamed.
+
+        `holding` is a node whose lock the caller has: a rename of a directory above that one
+        has not begun, since it waits for this lock, and so must not be waited for.
+        """
         while True:
-            for ancestor in node.ancestry():
-                if ancestor.moving is not None:
-                    await ancestor.moving.wait()
+            for moving in self._moving_above(node, holding):
+                await moving.wait()
             async with node.lock:
-                if all(ancestor.moving is None for ancestor in node.ancestry()):
+                if not self._moving_above(node, holding):
                     yield
                     return
+
+    def _moving_above(self, node: Node, holding: Node | None) -> list[trio.Event]:
+        return [
+            ancestor.moving
+            for ancestor in node.ancestry()
+            if ancestor.moving is not None
+            and not (holding is not None and holding.is_within(ancestor))
+        ]
 
     # What is known
 

@@ -9,8 +9,8 @@ others are stored before the call returns.
 import errno
 import logging
 import secrets
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import trio
@@ -54,6 +54,9 @@ ATTRIBUTE_DELAY = 1.0
 
 RETRY_DELAY = 10.0
 """Seconds until attribute changes that could not be sent are tried again."""
+
+CLEAN_UP_TIME = 10.0
+"""Seconds that deleting what a failed operation leaves behind may take."""
 
 ENVELOPE_RESERVE = 1024
 """Bytes of metadata left free for the envelope of a body that is not stored yet (RSA-2048: 680)."""
@@ -295,8 +298,38 @@ class Store(Nodes):
                 return
         raise ConditionFailed(f"{name!r} is being changed by others over and over")
 
-    async def hide(self, node: Node) -> None:
-        """Keep the content of an open file under a hidden name, since its own is about to go."""
+    @asynccontextmanager
+    async def hidden(self, node: Node) -> AsyncIterator[None]:
+        """Keep the content of an open file under a hidden name while its own goes.
+
+        When that fails the file stays what it was: what is written to it must not end up under
+        a name that the last close deletes.
+        """
+        info = node.info
+        await self._hide(node)
+        try:
+            yield
+        except BaseException:
+            if node.hidden:
+                await self._unhide(node, info)
+            raise
+
+    async def _unhide(self, node: Node, info: BlobInfo | None) -> None:
+        copy = node.info
+        assert copy is not None
+        container, name = self.locate(node)
+        node.hidden, node.info = "", info
+        if node.content is not None and info is not None:
+            node.content.info = info
+        with trio.move_on_after(CLEAN_UP_TIME, shield=True) as scope:
+            try:
+                await self.delete(container, name, copy.etag)
+            except BlobfsError as exc:
+                log.error("%s, of an open file, is left behind: %s", name, exc)
+        if scope.cancelled_caught:
+            log.error("%s, of an open file, is left behind: no answer", name)
+
+    async def _hide(self, node: Node) -> None:
         if node.info is None or not node.opens:
             return
         volume = self.volume(node)
