@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from tests.mounts import Mount
+from tests.mounts import Mount, fstypes_at
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,6 +50,7 @@ class Place:
         self.local = mount.state_dir / "local" / name
 
     def make(self) -> None:
+        assert fstypes_at(self.mount.path), "an earlier test has ended the mount"
         self.act(lambda: (self.path.mkdir(), self.local.mkdir(parents=True)))
 
     def act(self, function: Callable[[], R]) -> R:
