@@ -129,8 +129,8 @@ class Strict(httpx.AsyncBaseTransport):
         for name in ("if-match", "x-ms-source-if-match"):
             if not re.fullmatch(r'"[^"]+"|\*', headers.get(name, "*")):
                 return error(400, "InvalidHeaderValue", name)
-        if not re.fullmatch(r"bytes=\d+-\d+", headers.get("x-ms-range", "bytes=0-0")):
-            return error(400, "InvalidHeaderValue", "x-ms-range")
+        if not re.fullmatch(r"bytes=\d+-\d+", headers.get("range", "bytes=0-0")):
+            return error(400, "InvalidHeaderValue", "range")
         if "x-ms-tags" in headers and "t" not in parameters["sp"]:
             return error(403, "AuthorizationPermissionMismatch")
         return (
@@ -177,7 +177,7 @@ class Strict(httpx.AsyncBaseTransport):
 
     def _is_beyond_end(self, request: httpx.Request, response: httpx.Response) -> bool:
         found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
-        if "x-ms-range" not in request.headers or response.status_code not in (200, 206):
+        if "range" not in request.headers or response.status_code not in (200, 206):
             return False
         total = int(found[3]) if found else int(response.headers["content-length"])
-        return int(request.headers["x-ms-range"].removeprefix("bytes=").split("-")[0]) >= total
+        return int(request.headers["range"].removeprefix("bytes=").split("-")[0]) >= total

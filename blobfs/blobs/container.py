@@ -101,7 +101,7 @@ class Container:
         answer = await self._ask_blob(
             operations.GET_BLOB,
             name,
-            headers={"x-ms-range": f"bytes={start}-{stop - 1}", **wire.conditions(if_match)},
+            headers={"Range": f"bytes={start}-{stop - 1}", **wire.conditions(if_match)},
             longest=stop - start,
             verify=lambda answer: (_total_size(answer, start, stop), answer.info()),
         )
