@@ -112,6 +112,7 @@ class Operations(pyfuse3.Operations):
         self._timeout = timeout
         self._streams: dict[int, Stream] = {}
         self._next_stream = 1
+        self._last_failure = "", 0.0
 
     # Errors
 
@@ -121,13 +122,24 @@ class Operations(pyfuse3.Operations):
         if isinstance(exc, PosixError):
             log.debug("%s %s: %s: %s", operation, where, os.strerror(code), exc)
         elif isinstance(exc, ContentError | ServiceError):
-            level = logging.DEBUG if code == errno.ENOENT else logging.ERROR
-            log.log(level, "%s %s: %s: %s", operation, where, os.strerror(code), exc)
+            text = f"{operation} {where}: {os.strerror(code)}: {exc}"
+            quiet = code == errno.ENOENT or self._is_repetition(text, exc)
+            log.log(logging.DEBUG if quiet else logging.ERROR, "%s", text)
         elif isinstance(exc, BlobfsError):
             log.error("%s %s: %s", operation, where, exc)
         else:
             log.error("%s %s: a bug in blobfs", operation, where, exc_info=exc)
         return code
+
+    def _is_repetition(self, text: str, exc: BaseException) -> bool:
+        """Whether the same was said just now: the kernel looks up a name again, and reads a page
+        by itself again, before it tells the caller of the first failure."""
+        request_id = getattr(exc, "request_id", "")
+        said = text.replace(request_id, "") if request_id else text
+        before, at = self._last_failure
+        now = trio.current_time()
+        self._last_failure = said, now
+        return said == before and now - at < 1.0
 
     def _describe(self, operation: str, args: tuple[Any, ...]) -> str:
         """What the operation was about, as paths: never what was to be written."""
