@@ -33,20 +33,28 @@ class PagePool:
     def memory_used(self) -> int:
         return self._used
 
-    def touched(self, owner: "PageMap", index: int, growth: int) -> None:
-        """A page was written; the pages written longest ago make room.
+    def make_room(self, owner: "PageMap", index: int, growth: int) -> None:
+        """Before a page grows: the pages written longest ago go to the spool.
 
-        Raises PosixError(ENOSPC) when the spool is full.
+        Raises PosixError(ENOSPC) when the spool is full; no page is lost or changed.
         """
+        if self._used + growth <= self._limit:
+            return
+        key = (id(owner), index)
+        for oldest, (other, number) in list(self._pages.items()):
+            if oldest != key:
+                freed = other.spill(number)
+                del self._pages[oldest]
+                self._used -= freed
+            if self._used + growth <= self._limit:
+                return
+
+    def touched(self, owner: "PageMap", index: int, growth: int) -> None:
+        """A page was written, in room made before."""
         self._used += growth
         key = (id(owner), index)
         self._pages[key] = (owner, index)
         self._pages.move_to_end(key)
-        while self._used > self._limit and len(self._pages) > 1:
-            oldest, (other, number) = next(iter(self._pages.items()))
-            freed = other.spill(number)
-            del self._pages[oldest]
-            self._used -= freed
 
     def dropped(self, owner: "PageMap", index: int, size: int) -> None:
         if self._pages.pop((id(owner), index), None) is not None:
@@ -85,6 +93,22 @@ class PageMap:
         self._memory[index] = page
         self._forget_slot(index)
         self._pool.touched(self, index, growth)
+
+    def make_room(self, index: int) -> None:
+        """To be called before a page is written. Raises PosixError(ENOSPC)."""
+        self._pool.make_room(self, index, PAGE - len(self._memory.get(index, b"")))
+
+    def cut(self, index: int, size: int) -> None:
+        """Shorten a page, which needs no room: a truncate must not fail halfway."""
+        page = self._memory.get(index)
+        if page is None:
+            page = self._pool.spool.load(self._spooled[index])
+            del page[size:]
+            self.put(index, page)
+        else:
+            before = len(page)
+            del page[size:]
+            self._pool.touched(self, index, len(page) - before)
 
     def take(self, index: int) -> bytearray | None:
         """A copy-free page to be changed and `put` again, or None."""
@@ -158,11 +182,10 @@ class Draft:
             if len(page) < start:
                 page.extend(bytes(start - len(page)))
             page[start:end] = piece
+            self._pages.put(index, page)
             offset += len(piece)
-            # Before `put`, which may find the spool full: bytes beyond the size must stay zeros.
             self.size = max(self.size, offset)
             self.mark_dirty()
-            self._pages.put(index, page)
             view = view[len(piece) :]
 
     async def truncate(self, size: int) -> None:
@@ -170,10 +193,7 @@ class Draft:
         if size < self.size:
             first, keep = divmod(size, PAGE)
             if keep and first in self._pages:
-                page = self._pages.take(first)
-                assert page is not None
-                del page[keep:]
-                self._pages.put(first, page)
+                self._pages.cut(first, keep)
             for index in list(self._pages):
                 if index > first or (index == first and not keep):
                     self._pages.drop(index)
@@ -238,6 +258,9 @@ class Draft:
         shown = max(0, min(PAGE, self.base_size - offset))
         if index not in self._pages and shown and (start > 0 or end < shown):
             assert self._read_base is not None
-            return bytearray(await self._read_base(offset, shown))
-        page = self._pages.take(index)
-        return bytearray() if page is None else page
+            page = bytearray(await self._read_base(offset, shown))
+            self._pages.make_room(index)
+            return page
+        self._pages.make_room(index)
+        taken = self._pages.take(index)
+        return bytearray() if taken is None else taken
