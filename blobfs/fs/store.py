@@ -197,7 +197,13 @@ class Store(Nodes):
         A change that the service refuses for good is dropped, one that could not be sent stays.
         """
         due = trio.current_time() - age
-        nodes = [node for node in self.inodes if node.unsaved and node.unsaved_since <= due]
+        nodes = [
+            node
+            for node in self.inodes
+            if node.unsaved
+            and node.unsaved_since <= due
+            and not (node.draft is not None and node.draft.dirty)  # its commit carries them
+        ]
         limiter = trio.CapacityLimiter(16)
         async with trio.open_nursery() as nursery:
             for node in nodes:
