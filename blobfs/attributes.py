@@ -180,8 +180,9 @@ def _modification_time(metadata: Mapping[str, str]) -> int | None:
 
 def _rfc3339(nanoseconds: int) -> str:
     seconds, fraction = divmod(nanoseconds, _NS)
-    moment = _EPOCH + timedelta(seconds=seconds)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{fraction:09d}Z"
+    moment = _EPOCH.replace(tzinfo=None) + timedelta(seconds=seconds)
+    # Not by strftime, whose years before 1000 lack their zeros.
+    return f"{moment.isoformat()}.{fraction:09d}Z"
 
 
 def read_attributes(
