@@ -289,7 +289,7 @@ async def _save_attributes(fs: Filesystem) -> None:
 
 async def _drain(fs: Filesystem, *, unmounted: bool) -> None:
     if unmounted and fs.inodes.open_handles:
-        # Ours or the kernel's: an unmount does not wait for the releases of files closed just before.
+        # Ours or the kernel's: an unmount does not wait for releases of files closed just before.
         log.info("leaked handles: %d", fs.inodes.open_handles)
     await fs.files.drain()
     await fs.store.save_overdue(0)
