@@ -59,9 +59,11 @@ class Scanner:
         for full, info in names:
             self._add(full[len(self._prefix) :], info)
         lasts = [names[-1] for names in ([b.name for b in page.blobs], page.prefixes) if names]
-        yield from self._release([last[len(self._prefix) :] for last in lasts])
-        if not page.next_marker:
+        if lasts:  # a page may be empty before the last one
+            if not page.next_marker:
             yield from self._release([])
+        elif lasts:  # an empty page says nothing of what may still come
+            yield from self._release([last[len(self._prefix) :] for last in lasts])
 
     def _add(self, relative: str, info: BlobInfo | None) -> None:
         if relative == "" and info is not None:
@@ -117,11 +119,12 @@ class Scan:
 class Listing:
     """A directory's whole content at the time when it was asked for."""
 
-    __slots__ = ("entries", "fresh_until", "subdirectories")
+    __slots__ = ("entries", "fresh_until", "path", "subdirectories")
 
     def __init__(self, entries: dict[str, Entry], fresh_until: float) -> None:
         self.entries = entries
         self.fresh_until = fresh_until
+        self.path = ""  # of the directory, once it is cached
         self.subdirectories = sum(_is_directory(entry) for entry in entries.values())
 
     def set(self, name: str, entry: Entry | None) -> None:
@@ -146,9 +149,12 @@ class Listings:
 
     def get(self, directory: Node) -> Listing | None:
         listing: Listing | None = self._cache.get(directory.ino)
+        if listing is not None and listing.path != directory.path:
+            return None  # a number is given again when the kernel has forgotten it
         return listing
 
     def put(self, directory: Node, listing: Listing) -> None:
+        listing.path = directory.path
         self._cache[directory.ino] = listing
 
     def drop(self, directory: Node) -> None:
