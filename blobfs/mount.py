@@ -29,6 +29,7 @@ from blobfs.errors import (
     NotFound,
     OptionError,
     TokenRefused,
+    Unavailable,
     UsageError,
     root_cause,
 )
@@ -161,9 +162,15 @@ async def _serve(options: MountOptions, keys: KeySet | None, ready: Callable[[],
     spool = Spool(options.spool_dir, PAGE, options.spool_size)
     async with Client(connections=options.connections) as client, trio.open_nursery() as nursery:
         volumes = [_volume(client, access, options, keyring) for access in options.accesses]
-        with trio.fail_after(options.timeout):
-            for volume in volumes:
-                await _check_source(volume.container, volume.prefix)
+        try:
+            with trio.fail_after(options.timeout):
+                for volume in volumes:
+                    await _check_source(volume.container, volume.prefix)
+        except trio.TooSlowError:
+            raise Unavailable(
+                f"{options.source.display} gave no answer within {options.timeout:g} s: "
+                "check the name and the network"
+            ) from None
         fs = _build(options, volumes, keyring, spool, nursery)
         operations = Operations(fs, options.timeout)
         unmounted = False
