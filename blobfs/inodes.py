@@ -70,6 +70,7 @@ class Node:
         "unsaved",
         "unsaved_since",
         "upload",
+        "vanished",
         "volume",
         "writers",
     )
@@ -98,6 +99,7 @@ class Node:
         self.content: Content | None = None
         self.page_cache_etag = ""  # the content that the kernel's page cache was filled from
         self.hidden = ""  # blob name after an unlink while open
+        self.vanished = False  # taken out of the tree since others deleted it
         self.target: bytes | None = None  # of a symlink, once read
         self.volume: Any = None  # set on the root, or on each container's directory
         # Directories only:

@@ -41,16 +41,30 @@ async def commit(store: Store, node: Node) -> None:
     draft = node.draft
     if draft is None or not draft.dirty or not node.is_linked:
         return
+    if node.attempts and await _was_applied(store, node, draft):
+        return
     upload = await _finished_upload(store, node, draft)
     for _ in range(3):
         try:
             await _store_upload(store, node, draft, upload)
             return
-        except (ConditionFailed, AlreadyExists):
+        except (ConditionFailed, AlreadyExists, NotFound):
             await _resolve(store, node, draft, upload)
             if not draft.dirty:
                 return
     raise ConditionFailed(f"{node.path!r} is being changed by others over and over")
+
+
+async def _was_applied(store: Store, node: Node, draft: Draft) -> bool:
+    """Whether the draft is stored after all, by an attempt whose answer never came."""
+    current = await store.attempted(node)
+    if current is None:
+        return False
+    if node.attempts[value_of(current.metadata, METADATA_KEY) or ""] == draft.changes:
+        _committed(store, node, draft, current)
+        return True
+    node.info = current
+    return False
 
 
 async def _finished_upload(store: Store, node: Node, draft: Draft) -> Upload:
@@ -104,12 +118,14 @@ async def _store_upload(store: Store, node: Node, draft: Draft, upload: Upload) 
 
 
 def _committed(store: Store, node: Node, draft: Draft, info: BlobInfo) -> None:
+    cached = node.page_cache_etag == ("" if node.info is None else node.info.etag)
     store.wrote(node, info)
     node.attempts.clear()
     node.commits += 1
     node.content = None
     node.plain_size = draft.size
-    node.page_cache_etag = info.etag  # the kernel saw every byte of it pass
+    # Of what the kernel's cache was right about it saw every change pass.
+    node.page_cache_etag = info.etag if cached else ""
     draft.committed(KEEP_PAGES)
 
 
@@ -140,6 +156,7 @@ async def _resolve(store: Store, node: Node, draft: Draft, upload: Upload) -> No
     node.unsaved = False
     node.overlay.clear()
     node.fresh_until = 0.0
+    node.page_cache_etag = ""  # it holds our version
     node.attempts.clear()
     draft.discard()
     raise ConditionFailed(

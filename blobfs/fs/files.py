@@ -4,10 +4,13 @@ import errno
 import logging
 import os
 import stat
+from collections.abc import Awaitable, Callable, Iterable
+
+import trio
 
 from blobfs.attributes import Kind
 from blobfs.draft import Draft
-from blobfs.errors import BlobfsError, PosixError
+from blobfs.errors import BlobfsError, ConditionFailed, PosixError
 from blobfs.fs import commit as commits
 from blobfs.fs.store import Store
 from blobfs.inodes import Handle, Node
@@ -15,6 +18,16 @@ from blobfs.reader import Reach
 from blobfs.writer import SINGLE_PUT
 
 log = logging.getLogger(__name__)
+
+KEEP_TIME = 10.0
+"""Seconds that a recovery file may wait for those parts of the content that are not here."""
+
+DRAIN_TIME = 30.0
+"""Seconds, and those that the bytes take, until files become recovery files as the mount ends:
+systemd ends a service within 90."""
+
+SLOWEST_UPLOAD = 1024 * 1024
+"""Bytes a second that an upload is given time for."""
 
 
 class Files:
@@ -35,8 +48,7 @@ class Files:
             raise PosixError(errno.EISDIR)
         if writable or flags & os.O_TRUNC:
             store.writable(node)
-        if not store.is_fresh(node):
-            await store.refresh(node)
+        await self._revalidate(node)
         number = self._inodes.open(node, writable=writable, reach=Reach(), privileged=privileged)
         try:
             if flags & os.O_TRUNC:
@@ -52,6 +64,17 @@ class Files:
         keep = node.draft is not None or node.page_cache_etag == etag
         node.page_cache_etag = etag
         return number, keep
+
+    async def _revalidate(self, node: Node) -> None:
+        """Raises PosixError(ESTALE) when the name has another node by now: the kernel then looks
+        it up again, and nobody hears of it."""
+        try:
+            if not node.vanished and not self._store.is_fresh(node):
+                await self._store.refresh(node)
+        except ConditionFailed as exc:
+            raise PosixError(errno.ESTALE, str(exc)) from exc
+        if node.vanished:
+            raise PosixError(errno.ESTALE, "the name was looked up again since")
 
     def create(self, node: Node, flags: int, *, privileged: bool = False) -> int:
         """A handle on a node that is new: an empty draft, to be stored by the first flush."""
@@ -70,6 +93,16 @@ class Files:
 
     async def read(self, number: int, offset: int, size: int) -> bytes | memoryview:
         handle = self._inodes.handle(number)
+        while True:
+            commits = handle.node.commits
+            try:
+                return await self._read(handle, offset, size)
+            except ConditionFailed:
+                if handle.node.commits == commits:
+                    raise
+                # A commit of this mount came between: its version is the one to read.
+
+    async def _read(self, handle: Handle, offset: int, size: int) -> bytes | memoryview:
         node = handle.node
         if node.draft is not None:
             return await node.draft.read(offset, size)
@@ -82,6 +115,7 @@ class Files:
         handle = self._inodes.handle(number)
         node = handle.node
         async with self._store.locked(node):
+            self._store.check_present(node)
             draft = await self._store.draft(node)
             self._invalidate_staged(node, offset)
             await draft.write(offset, data)
@@ -179,6 +213,7 @@ class Files:
         if node.upload is not None:
             node.upload.abandon()
             node.upload = None
+        node.attempts.clear()  # they count the changes of this draft
 
     async def release(self, number: int) -> None:
         """The last reference to a handle is gone. Raises nothing of ours: nobody would hear it.
@@ -190,7 +225,7 @@ class Files:
         try:
             async with self._store.locked(node):
                 if not node.writers:
-                    await self._last_writer_gone(node, handle)
+                    await self._last_writer_gone(node)
                 if not node.opens:
                     node.content = None
                     if node.hidden:
@@ -198,28 +233,47 @@ class Files:
         finally:
             self._inodes.release(node)
 
-    async def _last_writer_gone(self, node: Node, handle: Handle) -> None:
+    async def _last_writer_gone(self, node: Node) -> None:
         draft = node.draft
         if draft is None:
             return
-        if draft.dirty and node.is_linked and draft.failed_at != draft.changes:
+        try:
+            if draft.failed_at != draft.changes:
+                await self._commit_at_last(node)
+        finally:  # also when there was no time for it
+            if not self._is_unsaved(node) or await self._keep(node, "close failed"):
+                self._drop_draft(node)
+
+    def _is_unsaved(self, node: Node) -> bool:
+        return node.draft is not None and node.draft.dirty and node.is_linked
+
+    async def _commit_at_last(self, node: Node) -> None:
+        """A commit of which nobody hears. Raises nothing of ours."""
+        if self._is_unsaved(node):
             try:
                 await self.commit(node)
             except BlobfsError as exc:
                 log.error("%s: %s", node.path, exc)
-        draft = node.draft
-        if draft is not None and draft.dirty and node.is_linked:
-            await commits.keep_or_lose(self._store, node, "close failed")
+
+    async def _keep(self, node: Node, reason: str) -> bool:
+        """Write a recovery file, shielded; False when that may still be possible later."""
+        with trio.move_on_after(KEEP_TIME, shield=True):
+            await commits.keep_or_lose(self._store, node, reason)
             self._forget_unsaved(node)
-        self._drop_draft(node)
+            return True
+        log.error("%s: not stored; no recovery file yet: its content was not all there", node.path)
+        return False
 
     def _forget_unsaved(self, node: Node) -> None:
         """After the recovery file is written: back to what the service has."""
         node.unsaved = False
         node.overlay.clear()
         node.fresh_until = 0.0
+        node.page_cache_etag = ""  # the kernel has the pages that were not stored
         if node.info is None:
             self._inodes.detach(node)
+        else:
+            node.attrs = self._store.attributes_of(node.info, node.kind)
 
     async def _delete_hidden(self, node: Node) -> None:
         container, name = self._store.locate(node)
@@ -232,18 +286,35 @@ class Files:
         node.info = None
 
     async def drain(self) -> None:
-        """Before the mount ends: store everything that is dirty, or keep it for recovery."""
-        for node in self._inodes:
-            async with self._store.locked(node):
-                if node.draft is not None and node.draft.dirty and node.is_linked:
-                    try:
-                        await commits.commit(self._store, node)
-                    except BlobfsError as exc:
-                        log.error("%s: %s", node.path, exc)
-                    if node.draft is not None and node.draft.dirty:
-                        await commits.keep_or_lose(self._store, node, "the mount ended")
-                if node.hidden:
-                    await self._delete_hidden(node)
+        """Before the mount ends: store everything that is dirty, or keep it for recovery.
+
+        One file's failure, or a service that does not answer, costs no other file its turn.
+        """
+        nodes = [node for node in self._inodes if self._is_unsaved(node)]
+        size = sum(node.draft.size for node in nodes if node.draft is not None)
+        with trio.move_on_after(DRAIN_TIME + size / SLOWEST_UPLOAD):
+            await self._each(nodes, self._commit_at_last)
+        await self._each(nodes, self._keep_at_last)
+        with trio.move_on_after(DRAIN_TIME):
+            await self._each([node for node in self._inodes if node.hidden], self._delete_hidden)
+
+    async def _keep_at_last(self, node: Node) -> None:
+        if self._is_unsaved(node) and not await self._keep(node, "the mount ended"):
+            log.critical("%s: NOT STORED", node.path)
+
+    async def _each(self, nodes: Iterable[Node], work: Callable[[Node], Awaitable[None]]) -> None:
+        limiter = trio.CapacityLimiter(16)
+
+        async def one(node: Node) -> None:
+            async with limiter, self._store.locked(node):
+                try:
+                    await work(node)
+                except Exception:
+                    log.exception("%s: a bug in blobfs", node.path)
+
+        async with trio.open_nursery() as nursery:
+            for node in nodes:
+                nursery.start_soon(one, node)
 
 
 def without_set_id(mode: int) -> int:

@@ -49,11 +49,17 @@ class Metadata:
         if node.parent is not None or not node.hidden:
             store.writable(node)
         async with store.locked(node):
-            before = replace(node.attrs)
+            store.check_present(node)
+            before, unsaved = replace(node.attrs), node.unsaved
             if changes.size is not None:
                 if node.kind is not Kind.FILE:
                     raise PosixError(errno.EISDIR if node.is_directory else errno.EINVAL)
-                await self._files.truncate(node, changes.size, by_handle=by_handle)
+                try:
+                    await self._files.truncate(node, changes.size, by_handle=by_handle)
+                except BaseException:
+                    if node.draft is None:  # it has not happened
+                        node.attrs = before
+                    raise
             self._apply(node, changes)
             if replace(node.attrs, ctime_ns=before.ctime_ns) == before:
                 return
@@ -63,7 +69,7 @@ class Metadata:
                     await store.save(node)
                 except BaseException:
                     node.attrs = before
-                    node.unsaved = False
+                    node.unsaved = node.unsaved and unsaved  # what was accepted before stays due
                     raise
 
     async def save(self, node: Node) -> None:

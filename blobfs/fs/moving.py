@@ -254,10 +254,16 @@ def _move_nodes(move: _Move, target: Node | None, new_parent: Node, new_name: st
     store, node = move.store, move.node
     old_parent, old_name = node.parent, node.name
     assert old_parent is not None
+    listed = {info.name: info.etag for info in move.sources}
     for child in _below(store, node):
         store.listings.drop(child)
         moved = None if child.info is None else move.copies.get(child.info.name)
         if moved is not None and child.info is not None:
+            if child.info.etag != listed[child.info.name]:
+                # Changed by others since we looked: it moves as a version that we do not know.
+                child.info = replace(child.info, name=moved.name)
+                child.fresh_until = 0.0
+                continue
             if child.page_cache_etag == child.info.etag:
                 child.page_cache_etag = moved.etag
             if child.content is not None:

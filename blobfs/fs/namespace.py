@@ -9,6 +9,8 @@ import errno
 import stat
 from dataclasses import dataclass, replace
 
+import trio
+
 from blobfs.attributes import Attributes, Kind
 from blobfs.blobs import BlobInfo, ContentHeaders
 from blobfs.errors import BlobfsError, NotFound, PosixError
@@ -40,6 +42,7 @@ class Namespace:
         self._store = store
         self._tree = tree
         self._inodes = store.inodes
+        self._moving = trio.Lock()
 
     # Making
 
@@ -220,7 +223,9 @@ class Namespace:
         if node.info is not None or node.is_directory:
             await store.ensure_marker(old_parent)
         if node.is_directory:
-            await move_directory(store, node, target, new_parent, new_name)
+            # One at a time: one of the directories may lie in the other.
+            async with self._moving:
+                await move_directory(store, node, target, new_parent, new_name)
         else:
             await self._rename_file(node, target, new_parent, new_name)
         node.attrs.ctime_ns = store.now_ns()

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import trio
 
-from blobfs.attributes import Attributes, Defaults, Kind, kind_of, read_attributes
+from blobfs.attributes import Attributes, Defaults, Kind, kind_of, read_attributes, value_of
 from blobfs.blobs import BlobInfo, Container
+from blobfs.envelope import METADATA_KEY
 from blobfs.errors import ConditionFailed, ContentError, NotFound, PosixError
 from blobfs.fs.listing import Listings
 from blobfs.inodes import Inodes, Node
@@ -82,9 +83,11 @@ class Nodes:
         if node.hidden:
             return node.hidden
         if not node.is_linked:
-            raise PosixError(errno.ESTALE, "the file was deleted")
+            raise ConditionFailed(f"{node.name!r} was replaced or deleted by someone else")
         segments: list[str] = []
         for ancestor in node.ancestry():
+            if not ancestor.is_linked:
+                break  # it has a volume, but no place in it any more
             if ancestor.volume is not None:
                 return join([ancestor.volume.prefix, *reversed(segments), *below])
             segments.append(ancestor.name)
@@ -159,9 +162,12 @@ class Nodes:
         """
         node = parent.children.get(name)
         if node is not None and node.kind is not kind:
-            if node.is_local:
+            if self.is_held(node):
                 return node
-            self.inodes.detach(node)
+            self.vanish(node)
+            node = None
+        if node is not None and not node.is_local and self._is_replaced(node, info):
+            self.vanish(node)
             node = None
         if node is None:
             attrs = self.bare_directory() if info is None else self.attributes_of(info, kind)
@@ -170,6 +176,19 @@ class Nodes:
             return node
         self._take_up(node, info)
         return node
+
+    def _is_replaced(self, node: Node, info: BlobInfo | None) -> bool:
+        """Whether the file is open with another content than `info` has.
+
+        Who has it open goes on with the node, and the name gets another one: handles of one node
+        share the kernel's cached pages and its size, and so would read both versions as one.
+        """
+        known = node.info
+        if known is None or info is None or node.is_directory or not node.opens:
+            return False
+        value = value_of(info.metadata, METADATA_KEY)
+        same = value is not None and value == value_of(known.metadata, METADATA_KEY)
+        return known.etag != info.etag and not same
 
     def _take_up(self, node: Node, info: BlobInfo | None) -> None:
         node.fresh_until = self.fresh_until()
@@ -211,17 +230,36 @@ class Nodes:
             node.plain_size = size
 
     async def refresh(self, node: Node) -> None:
-        """Ask the service about this one blob. Raises NotFound when it is gone."""
+        """Ask the service about this one blob.
+
+        Raises NotFound when it is gone, ConditionFailed when it is open and was replaced.
+        """
         container, name = self.locate(node)
         known = node.info
         info = await container.head(name)
         if node.info is known and not node.is_local:
             if kind_of_blob(info) is not node.kind:
                 raise NotFound(f"{name!r} is of another type by now")
+            if self._is_replaced(node, info):
+                self.vanish(node)
+                raise ConditionFailed(f"{name!r} was replaced by someone else while it was open")
             self._take_up(node, info)
 
+    def is_held(self, node: Node) -> bool:
+        """Whether it or anything below it has changes that are not stored: then it stays where
+        it is, whatever others do, until these have found out at their commit."""
+        return node.is_local or any(self.is_held(child) for child in node.children.values())
+
     def vanish(self, node: Node) -> None:
-        """Someone else deleted it: open handles find out when they read."""
+        """Someone else deleted it: open handles find out when they read or write."""
         if node.volume is None:
             node.volume = self.volume(node)
+            node.vanished = True
             self.inodes.detach(node)
+
+    def check_present(self, node: Node) -> None:
+        """Raises ConditionFailed when others deleted the file: what is written to it would go
+        nowhere. One that was unlinked here is written to as POSIX has it."""
+        *_, top = node.ancestry()
+        if top.vanished:
+            raise ConditionFailed(f"{node.path!r} was deleted by someone else")

@@ -221,6 +221,9 @@ class Store(Nodes):
             except BlobfsError as exc:
                 log.error("%s: mode, owner or times were not stored: %s", node.path, exc)
                 self._give_up(node)
+            except Exception:  # nobody waits for it, and one file's must not end the mount
+                log.exception("%s: mode, owner or times were not stored: a bug", node.path)
+                self._give_up(node)
             self.inodes.release(node)
 
     # Whole blobs
@@ -394,9 +397,30 @@ class Store(Nodes):
         reach = Reach()
 
         async def read(offset: int, size: int) -> bytes | memoryview:
+            try:
+                return await self.reader.read(await self.content(node), reach, offset, size)
+            except ConditionFailed:
+                # A commit whose answer we have not, or never got, may have made the change.
+                # What shows of the base under the draft is the same in that version.
+                current = await self.attempted(node)
+                if current is None:
+                    raise
+                node.info = current
             return await self.reader.read(await self.content(node), reach, offset, size)
 
         return read
+
+    async def attempted(self, node: Node) -> BlobInfo | None:
+        """The stored version if it is of a commit of ours of which the outcome is not known."""
+        if not node.attempts:
+            return None
+        container, name = self.locate(node)
+        try:
+            current = await container.head(name)
+        except NotFound:
+            return None
+        ours = (value_of(current.metadata, METADATA_KEY) or "") in node.attempts
+        return current if ours else None
 
     def new_upload(self, node: Node, name: str = "") -> Upload:
         """To the node's blob, or to another `name`.
