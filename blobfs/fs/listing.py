@@ -59,8 +59,7 @@ class Scanner:
         for full, info in names:
             self._add(full[len(self._prefix) :], info)
         lasts = [names[-1] for names in ([b.name for b in page.blobs], page.prefixes) if names]
-        if lasts:  # a page may be empty before the last one
-            if not page.next_marker:
+        if not page.next_marker:
             yield from self._release([])
         elif lasts:  # an empty page says nothing of what may still come
             yield from self._release([last[len(self._prefix) :] for last in lasts])
