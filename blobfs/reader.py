@@ -11,7 +11,7 @@ Requests run in the mount's nursery under their own deadline, so that a reader t
 neither wastes nor delays what others wait for.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -19,6 +19,7 @@ from cachetools import LRUCache
 
 from blobfs.attributes import Kind, value_of
 from blobfs.blobs import BlobInfo, Container
+from blobfs.cache import Block, BlockCache
 from blobfs.envelope import (
     METADATA_KEY,
     SEAL_KEY,
@@ -30,7 +31,14 @@ from blobfs.envelope import (
     plain_size,
     sealed_size,
 )
-from blobfs.errors import ConditionFailed, Corrupt, NotEncrypted, NotFound, ProtocolRefused
+from blobfs.errors import (
+    ConditionFailed,
+    Corrupt,
+    NotEncrypted,
+    NotFound,
+    ProtocolRefused,
+    Unavailable,
+)
 from blobfs.keyring import Keyring
 
 FIRST_WINDOW = 1024 * 1024
@@ -66,9 +74,8 @@ class PlainBody:
     def blob_range(self, first: int, last: int) -> tuple[int, int]:
         return first * self.unit, min((last + 1) * self.unit, self.blob_size)
 
-    def decrypt(self, first: int, ciphertext: bytes | memoryview) -> list[bytes]:
-        view = memoryview(ciphertext)
-        return [bytes(view[i : i + self.unit]) for i in range(0, len(view), self.unit)]
+    def decrypt(self, first: int, ciphertext: bytes | bytearray | memoryview) -> memoryview:
+        return memoryview(ciphertext).toreadonly()
 
 
 class Content:
@@ -99,7 +106,7 @@ class Flight:
     first: int
     last: int
     done: trio.Event = field(default_factory=trio.Event)
-    units: list[bytes] = field(default_factory=list)
+    block: Block | None = None
     error: Exception | None = None
 
 
@@ -109,6 +116,7 @@ class Reach:
 
     next_offset: int = 0
     window: int = 0
+    asked: int = 0  # the unit up to which requests were sent
 
 
 class Reader:
@@ -118,9 +126,7 @@ class Reader:
         self._keyring = keyring
         self._policy = policy
         self._nursery = nursery
-        self._cache: LRUCache[tuple[tuple[str, bytes], int], bytes] = LRUCache(
-            policy.cache_size, getsizeof=len
-        )
+        self._cache = BlockCache(policy.cache_size)
         self._sizes: LRUCache[tuple[str, str], int] = LRUCache(100_000)
         self.on_protocol_1: Callable[[str], None] = lambda name: None
 
@@ -195,23 +201,34 @@ class Reader:
         if offset >= end:
             return b""
         unit = content.body.unit
-        first, last = offset // unit, (end - 1) // unit
-        self._look_ahead(content, reach, offset, end)
-        units = [await self._unit(content, index, last) for index in range(first, last + 1)]
-        return _slice(units, offset - first * unit, end - first * unit)
+        last = (end - 1) // unit
+        self._request(content, offset // unit, self._look_ahead(content, reach, offset, end))
+        pieces = []
+        while offset < end:
+            block = await self._block(content, offset // unit, last)
+            start = block.first * unit
+            piece = block.plain[offset - start : end - start]
+            assert piece, "a block holds the units that it was made for"
+            pieces.append(piece)
+            offset += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _look_ahead(self, content: Content, reach: Reach, offset: int, end: int) -> None:
-        """Send the requests that this read and its likely successors need."""
+    def _look_ahead(self, content: Content, reach: Reach, offset: int, end: int) -> int:
+        """The unit up to which this reader is to be served now: what it asked for, and when it
+        reads on from where it was, enough at a time ahead of it to make few requests."""
         limit = self._policy.readahead
         if offset == reach.next_offset:
             reach.window = min(max(FIRST_WINDOW, reach.window * 2), limit)
         elif abs(offset - reach.next_offset) > limit:
-            reach.window = 0
+            reach.window = reach.asked = 0
         reach.next_offset = end
         unit = content.body.unit
-        count = -(-content.size // unit)
-        last = min((end + reach.window - 1) // unit, count - 1)
-        self._request(content, offset // unit, last)
+        last = (end - 1) // unit
+        if reach.asked * unit >= end + reach.window // 2 or reach.asked * unit >= content.size:
+            return last
+        ahead = min(end + reach.window, content.size)
+        reach.asked = max(last + 1, -(-ahead // unit))
+        return reach.asked - 1
 
     def _request(self, content: Content, first: int, last: int) -> None:
         """Start requests for the units first..last that are neither cached nor under way."""
@@ -229,20 +246,22 @@ class Reader:
                 self._launch(content, start, index - 1)
                 start = index if missing else None
 
-    def _launch(self, content: Content, first: int, last: int) -> Flight:
+    def _launch(self, content: Content, first: int, last: int) -> None:
         flight = Flight(first, last)
         for index in range(first, last + 1):
             content.flights[index] = flight
         self._nursery.start_soon(self._fly, content, flight)
-        return flight
 
     async def _fly(self, content: Content, flight: Flight) -> None:
         try:
             with trio.fail_after(self._policy.timeout):
-                flight.units = await self._fetch(content, flight.first, flight.last)
-            for index, plain in enumerate(flight.units, flight.first):
-                if len(plain) <= self._cache.maxsize:
-                    self._cache[content.identity, index] = plain
+                plain = await self._fetch(content, flight.first, flight.last)
+            flight.block = Block(flight.first, flight.last, plain)
+            self._cache.put(content.identity, flight.block)
+        except trio.TooSlowError:
+            flight.error = Unavailable(
+                f"{content.info.name!r}: no content within {self._policy.timeout:g} s"
+            )
         except Exception as exc:  # handed to those who wait for it, never to the nursery
             flight.error = exc
         finally:
@@ -250,23 +269,24 @@ class Reader:
                 content.flights.pop(index, None)
             flight.done.set()
 
-    async def _unit(self, content: Content, index: int, last: int) -> bytes:
-        """One unit, from the cache or from a request under way or new."""
-        flight = content.flights.get(index)
+    async def _block(self, content: Content, unit: int, last: int) -> Block:
+        """The block that has the unit: from the cache, or from a request under way or new, which
+        then asks for all up to `last`."""
+        flight = content.flights.get(unit)
         if flight is None:
-            plain: bytes | None = self._cache.get((content.identity, index))
-            if plain is not None:
-                return plain
-            self._request(content, index, last)
-            flight = content.flights[index]
+            block = self._cache.get(content.identity, unit)
+            if block is not None:
+                return block
+            self._request(content, unit, last)
+            flight = content.flights[unit]
         await flight.done.wait()
         if flight.error is not None:
             raise flight.error
-        if not flight.units:
+        if flight.block is None:
             raise ConditionFailed(f"{content.info.name!r}: the mount is closing")
-        return flight.units[index - flight.first]
+        return flight.block
 
-    async def _fetch(self, content: Content, first: int, last: int) -> list[bytes]:
+    async def _fetch(self, content: Content, first: int, last: int) -> memoryview:
         start, stop = content.body.blob_range(first, last)
         container, name = content.locate()
         try:
@@ -319,20 +339,3 @@ class Reader:
         start, stop = body.tail_range()
         _, tail = await container.get(name, start, stop, if_match=info.etag)
         return tail
-
-    def forget(self, contents: Iterable[Content]) -> None:
-        """Let go of the cached units of contents that are gone."""
-        identities = {content.identity for content in contents}
-        for key in [key for key in self._cache if key[0] in identities]:
-            del self._cache[key]
-
-
-def _slice(units: list[bytes], start: int, stop: int) -> bytes | memoryview:
-    """Bytes start..stop of the units taken together, without a copy where it is one unit."""
-    if len(units) == 1:
-        return memoryview(units[0])[start:stop]
-    units = list(units)
-    tail = stop - sum(map(len, units[:-1]))
-    units[-1] = units[-1][:tail]
-    units[0] = units[0][start:]
-    return b"".join(units)

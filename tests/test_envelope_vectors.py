@@ -60,7 +60,7 @@ def read(body: BodyReader, blob: bytes) -> bytes:
     """All the plaintext, by the interface that the file system uses."""
     size = body.settle_size(blob[slice(*body.tail_range())])
     start, stop = body.blob_range(0, max(0, -(-size // body.unit) - 1))
-    return b"".join(body.decrypt(0, blob[start:stop]))
+    return bytes(body.decrypt(0, blob[start:stop]))
 
 
 @pytest.mark.parametrize("name", POSITIVE)

@@ -40,8 +40,8 @@ class BodyReader(typing.Protocol):
         or a block of padding, which `decrypt` then checks.
         """
 
-    def decrypt(self, first: int, ciphertext: bytes | memoryview) -> list[bytes]:
-        """The units, from `first` on, in just the bytes that such a range gave; none is empty.
+    def decrypt(self, first: int, ciphertext: bytes | bytearray | memoryview) -> memoryview:
+        """The plaintext of the units, from `first` on, in just the bytes that such a range gave.
 
         Protocol 2.x: every tag and the order of the regions were checked, else it raises Corrupt,
         or Truncated when `ciphertext` is not whole regions. The nonce encoding that fits is

@@ -69,7 +69,7 @@ class CbcReader:
             stop = self.blob_size  # padding alone may follow the last unit
         return max(0, first * UNIT - BLOCK), stop
 
-    def decrypt(self, first: int, ciphertext: bytes | memoryview) -> list[bytes]:
+    def decrypt(self, first: int, ciphertext: bytes | bytearray | memoryview) -> memoryview:
         view = memoryview(ciphertext)
         iv, view = (self._iv, view) if first == 0 else _chain(view)
         stop = first * UNIT + len(view)
@@ -80,7 +80,7 @@ class CbcReader:
             plain = _unpad(plain)
             if self.plain_size is not None and first * UNIT + len(plain) != self.plain_size:
                 raise _refused()
-        return [plain[offset : offset + UNIT] for offset in range(0, len(plain), UNIT)]
+        return memoryview(plain)
 
     def _decrypt(self, iv: bytes | memoryview, ciphertext: memoryview) -> bytes:
         cipher = Cipher(algorithms.AES(self._cek), modes.CBC(bytes(iv))).decryptor()

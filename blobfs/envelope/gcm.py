@@ -17,6 +17,7 @@ TAG_LENGTH = 16
 OVERHEAD = NONCE_LENGTH + TAG_LENGTH
 
 Encoding = Callable[[int], bytes]
+Ciphertext = bytes | bytearray | memoryview
 
 
 def python_nonce(index: int) -> bytes:
@@ -73,7 +74,7 @@ class GcmReader:
             stop = self.blob_size
         return first * self._stride, stop
 
-    def decrypt(self, first: int, ciphertext: bytes | memoryview) -> list[bytes]:
+    def decrypt(self, first: int, ciphertext: Ciphertext) -> memoryview:
         view = memoryview(ciphertext)
         stop = first * self._stride + len(view)
         if stop > self.blob_size or (len(view) % self._stride and stop != self.blob_size):
@@ -87,13 +88,18 @@ class GcmReader:
             encodings = frozenset(encode for encode in encodings if encode(index) == nonce)
             if not encodings:
                 raise Corrupt(f"region {index} is not in its place: its nonce is another one's")
-        units = [self._open(index, region) for index, region in enumerate(regions, first)]
+        plain = memoryview(bytearray(len(view) - len(regions) * OVERHEAD))
+        start = 0
+        for index, region in enumerate(regions, first):
+            stop = start + len(region) - OVERHEAD
+            self._open(index, region, plain[start:stop])
+            start = stop
         self._settle(encodings)
-        return [unit for unit in units if unit]
+        return plain.toreadonly()
 
-    def _open(self, index: int, region: memoryview) -> bytes:
+    def _open(self, index: int, region: memoryview, plain: memoryview) -> None:
         try:
-            return self._aes.decrypt(region[:NONCE_LENGTH], region[NONCE_LENGTH:], None)
+            self._aes.decrypt_into(region[:NONCE_LENGTH], region[NONCE_LENGTH:], None, plain)
         except InvalidTag:
             raise Corrupt(f"region {index} fails authentication") from None
 

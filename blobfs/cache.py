@@ -1,0 +1,57 @@
+"""Decrypted content in memory, within a bound: what was used longest ago goes first."""
+
+from collections.abc import Hashable
+
+from cachetools import LRUCache
+
+
+class Block:
+    """The plaintext of the units first..last of one content, in one piece."""
+
+    __slots__ = ("first", "last", "plain")
+
+    def __init__(self, first: int, last: int, plain: memoryview) -> None:
+        self.first = first
+        self.last = last
+        self.plain = plain
+
+
+class BlockCache:
+    """Blocks by content and unit, at most `size` bytes of them."""
+
+    def __init__(self, size: int) -> None:
+        self._lru = _Blocks(size)
+
+    def get(self, content: Hashable, unit: int) -> Block | None:
+        """The block that has the unit; it counts as used."""
+        block = self._lru.by_unit.get((content, unit))
+        if block is not None:
+            self._lru[content, block.first]  # cachetools counts an access by item only
+        return block
+
+    def __contains__(self, key: tuple[Hashable, int]) -> bool:
+        return key in self._lru.by_unit
+
+    def put(self, content: Hashable, block: Block) -> None:
+        """Keep the block, unless it is larger than the whole cache."""
+        if len(block.plain) > self._lru.maxsize:
+            return
+        self._lru.pop((content, block.first), None)
+        self._lru[content, block.first] = block
+        for unit in range(block.first, block.last + 1):
+            self._lru.by_unit[content, unit] = block
+
+
+class _Blocks(LRUCache[tuple[Hashable, int], Block]):
+    """Blocks by content and first unit, with an index of all units that is kept in step."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, getsizeof=lambda block: len(block.plain))
+        self.by_unit: dict[tuple[Hashable, int], Block] = {}
+
+    def __delitem__(self, key: tuple[Hashable, int]) -> None:
+        block = super().__getitem__(key)
+        super().__delitem__(key)
+        for unit in range(block.first, block.last + 1):
+            if self.by_unit.get((key[0], unit)) is block:
+                del self.by_unit[key[0], unit]
