@@ -299,7 +299,7 @@ def test_git_clones_within_a_mount(place: Place, tree: Path) -> None:
 ROWS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000)"
 
 
-@pytest.mark.parametrize("journal", ["delete", "truncate", "persist", "wal"])
+@pytest.mark.parametrize("journal", ["delete", "wal"])
 def test_a_database_in_the_mount_keeps_its_integrity(place: Place, journal: str) -> None:
     script = f"""
         PRAGMA journal_mode = {journal};
