@@ -155,7 +155,7 @@ async def _resolve(store: Store, node: Node, draft: Draft, upload: Upload) -> No
     node.draft = None
     node.unsaved = False
     node.overlay.clear()
-    node.fresh_until = 0.0
+    store.distrust(node)
     node.page_cache_etag = ""  # it holds our version
     node.attempts.clear()
     draft.discard()

@@ -268,7 +268,7 @@ class Files:
         """After the recovery file is written: back to what the service has."""
         node.unsaved = False
         node.overlay.clear()
-        node.fresh_until = 0.0
+        self._store.distrust(node)
         node.page_cache_etag = ""  # the kernel has the pages that were not stored
         if node.info is None:
             self._inodes.detach(node)

@@ -139,6 +139,13 @@ class Nodes:
         """Whether the service said what we know of the node within `metadata_ttl`."""
         return trio.current_time() < node.fresh_until
 
+    def distrust(self, node: Node) -> None:
+        """What we know of the node is not what is stored: ask again, and not the listing that
+        says the same."""
+        node.fresh_until = 0.0
+        if node.parent is not None:
+            self.listings.drop(node.parent)
+
     def log_once(self, level: int, message: str) -> None:
         """For what every listing would say again."""
         if message not in self._logged:
@@ -221,11 +228,14 @@ class Nodes:
         info = node.info
         if node.plain_size >= 0 or info is None:
             return
+        node.lookups += 1  # not to be let go meanwhile by those who have no use for it
         try:
             size = await self.reader.exact_size(lambda: self.locate(node), info, node.kind)
         except (ContentError, NotFound, ConditionFailed) as exc:
             self.log_once(logging.WARNING, f"{info.name!r} is listed with its stored size: {exc}")
             size = info.size
+        finally:
+            node.lookups -= 1
         if node.info is info:
             node.plain_size = size
 

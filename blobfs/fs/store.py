@@ -189,7 +189,7 @@ class Store(Nodes):
     def _give_up(self, node: Node) -> None:
         node.unsaved = False
         node.overlay.clear()
-        node.fresh_until = 0.0
+        self.distrust(node)
 
     async def save_overdue(self, age: float) -> None:
         """Store what has been unsaved for `age` seconds. Failures are logged: nobody waits.
