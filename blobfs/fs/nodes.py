@@ -119,6 +119,12 @@ class Nodes:
                     yield
                     return
 
+    async def at_rest(self, node: Node) -> None:
+        """Wait while a directory above it, or itself, is being renamed: the service then has
+        some of its entries under one name and some under the other."""
+        for moving in self._moving_above(node, None):
+            await moving.wait()
+
     def _moving_above(self, node: Node, holding: Node | None) -> list[trio.Event]:
         return [
             ancestor.moving

@@ -17,7 +17,7 @@ from blobfs.errors import NotFound, PosixError
 from blobfs.fs.listing import CACHED_DIRECTORY, Entry, Listing, Listings, Scan, Scanner
 from blobfs.fs.store import Store
 from blobfs.inodes import Node
-from blobfs.names import is_storable
+from blobfs.names import HIDDEN_PREFIX, is_storable
 
 PROBES = 3
 """Stale files asked for one by one before the whole directory is listed again."""
@@ -43,31 +43,23 @@ class Walk:
         self._scan = store.listings.begin(directory)
         self._fresh_until = store.fresh_until()
         self._entries: dict[str, Entry] | None = {}
-        self._seen: set[str] = set()  # of the names changed meanwhile
         self._marker = ""
         self.ended = False
 
     async def next_page(self) -> list[tuple[str, Entry]]:
         """The next entries; may be none before the end. At the end a listing that is small enough
-        is kept for later."""
+        is kept for later. A name made meanwhile comes only if the service lists it still."""
         container = self._store.volume(self._directory).container
         page = await container.list(self._prefix, marker=self._marker, max_results=self._page_size)
         self._marker = page.next_marker
         changed = self._scan.changed
         batch = []
         for name, listed in self._scanner.feed(page):
-            if name in changed:
-                self._seen.add(name)
             entry = changed.get(name, listed)
             if entry is not None:
                 batch.append((name, entry))
         if not self._marker:
             self.ended = True
-            batch += [
-                (name, entry)
-                for name, entry in changed.items()
-                if entry is not None and name not in self._seen
-            ]
         if self._entries is not None:
             self._entries.update(batch)
             if len(self._entries) > CACHED_DIRECTORY:
@@ -104,6 +96,7 @@ class Walk:
 class Stream:
     """A directory being read: pages come as they are asked for, and go when they are delivered.
 
+    What only this mount has comes first, so that it comes once when it is stored meanwhile.
     Offsets given to the kernel count entries since the start, removed ones too. `first` is the
     offset of `page[0]`.
     """
@@ -115,8 +108,7 @@ class Stream:
         self.page: list[tuple[str, Entry | None]] = []
         self.walk: Walk | None = None
         self.started = False
-        self.local_done = False
-        self.local_delivered: set[str] = set()
+        self.local: frozenset[str] = frozenset()  # entries that were not stored at the start
 
 
 class Tree:
@@ -138,6 +130,7 @@ class Tree:
             return node
         if self._above_containers(parent):
             raise PosixError(errno.ENOENT)
+        await store.at_rest(parent)
         listing = await self._listing_for(parent, node)
         if listing is None:
             return await self._probe(parent, name)
@@ -146,7 +139,7 @@ class Tree:
         if entry is not None:
             node = store.show(parent, name, *entry)
             node.fresh_until = max(node.fresh_until, listing.fresh_until)
-        elif node is None or not node.is_local:
+        elif node is None or not store.is_held(node):
             if node is not None:
                 store.vanish(node)
             raise PosixError(errno.ENOENT)
@@ -195,7 +188,8 @@ class Tree:
     async def _probe(self, parent: Node, name: str) -> Node:
         """Ask for one name: a blob, or anything below it."""
         store = self._store
-        if not is_storable(name):
+        dots = name.endswith(".")
+        if not is_storable(name.rstrip(".")) or name.startswith(HIDDEN_PREFIX):
             raise PosixError(errno.ENOENT)
         container = store.volume(parent).container
         blob_name = store.blob_name(parent, name)
@@ -203,6 +197,10 @@ class Tree:
         below = False
 
         async def ask_blob() -> None:
+            if dots:  # in a URL, Azure would take it for the name without
+                page = await container.list(blob_name, max_results=1)
+                found.extend(blob for blob in page.blobs if blob.name == blob_name)
+                return
             with suppress(NotFound):
                 found.append(await container.head(blob_name))
 
@@ -221,6 +219,8 @@ class Tree:
         if node is not None and (node is not before or node.is_local or node.info is not known):
             return node  # changed by this mount meanwhile
         if not found and not below:
+            if node is not None and store.is_held(node):
+                return node
             if node is not None:
                 store.vanish(node)
             raise PosixError(errno.ENOENT)
@@ -247,6 +247,7 @@ class Tree:
 
         The nodes are the caller's: those that nobody looks up are to be released.
         """
+        await self._store.at_rest(stream.directory)
         if offset == 0 or offset < stream.first:
             self._rewind(stream)
         while True:
@@ -272,8 +273,6 @@ class Tree:
                 node = self._store.show(directory, name, *entry)
             elif node is None or not node.is_local or name in stream.scan.changed:
                 continue
-            if node.is_local:
-                stream.local_delivered.add(name)
             found.append((name, node, position))
         async with trio.open_nursery() as nursery:
             for _, node, _ in found:
@@ -285,8 +284,8 @@ class Tree:
         if stream.walk is not None:
             stream.walk.close()
         stream.first, stream.page, stream.walk = 0, [], None
-        stream.started = stream.local_done = False
-        stream.local_delivered.clear()
+        stream.started = False
+        stream.scan.changed.clear()
 
     async def _next_page(self, stream: Stream) -> bool:
         """Put the next page in the place of the present one; False at the end."""
@@ -298,32 +297,36 @@ class Tree:
         return True
 
     async def _more(self, stream: Stream) -> list[tuple[str, Entry | None]] | None:
-        directory = stream.directory
         if not stream.started:
-            stream.started = True
-            if self._above_containers(directory):
-                stream.local_done = True
-                return [(name, Entry(Kind.DIRECTORY, None)) for name in sorted(directory.children)]
-            listing = self._fresh_listing(directory)
-            if listing is not None:
-                return list(listing.entries.items())
-            stream.walk = Walk(self._store, directory, self._page_size)
-        if stream.walk is not None and not stream.walk.ended:
-            return list(await stream.walk.next_page())
-        if stream.local_done:
+            return self._first_page(stream)
+        if stream.walk is None or stream.walk.ended:
             return None
-        stream.local_done = True
-        return [
-            (name, None)
-            for name, node in directory.children.items()
-            if node.is_local and node.info is None and name not in stream.local_delivered
-        ]
+        page = await stream.walk.next_page()
+        return [(name, entry) for name, entry in page if name not in stream.local]
+
+    def _first_page(self, stream: Stream) -> list[tuple[str, Entry | None]]:
+        """All that is known without a request."""
+        directory = stream.directory
+        stream.started = True
+        if self._above_containers(directory):
+            return [(name, Entry(Kind.DIRECTORY, None)) for name in sorted(directory.children)]
+        stream.local = frozenset(
+            name for name, node in directory.children.items() if node.is_local and node.info is None
+        )
+        page: list[tuple[str, Entry | None]] = [(name, None) for name in stream.local]
+        listing = self._fresh_listing(directory)
+        if listing is None:
+            stream.walk = Walk(self._store, directory, self._page_size)
+        else:
+            page += [(name, e) for name, e in listing.entries.items() if name not in stream.local]
+        return page
 
     async def check_empty(self, directory: Node) -> BlobInfo | None:
         """Raises PosixError(ENOTEMPTY) when anything but its own marker is in the directory.
 
         The marker `NAME/` that some tools make is returned, since it has to go with it.
         """
+        await self._store.at_rest(directory)
         listing = self._fresh_listing(directory)
         if any(child.is_local for child in directory.children.values()) or (
             listing is not None and listing.entries
