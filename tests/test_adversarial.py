@@ -1,0 +1,832 @@
+"""Ways to lose bytes, to serve wrong ones or to end the mount, each tried on purpose.
+
+The file system runs in the test's own process, as the kernel would use it, over Azurite and a
+connection that fails on demand.
+"""
+
+import base64
+import errno
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+import trio.testing
+
+from blobfs.attributes import Defaults, Kind
+from blobfs.blobs import Client, Container, RetryPolicy
+from blobfs.draft import PAGE, PagePool
+from blobfs.envelope import load_key_set
+from blobfs.errors import BlobfsError, errno_of
+from blobfs.fs import Caller, Changes, Filesystem, Store, StorePolicy, Volume
+from blobfs.inodes import Node
+from blobfs.keyring import Keyring
+from blobfs.reader import Reader, ReadPolicy
+from blobfs.spool import Spool
+from blobfs.writer import WritePolicy
+from tests.azurite import Azurite
+from tests.mounts import PLAINTEXT_MARKER, mounted
+from tests.strict import Strict, error
+
+CALLER = Caller(0, 0)
+KEYS = json.dumps(
+    {"keys": [{"kty": "oct", "kid": "test", "k": base64.urlsafe_b64encode(b"k" * 32).decode()}]}
+).replace("=", "")
+KIB = 1024
+Wanted = Callable[[httpx.Request], bool]
+
+
+def operation(method: str, name: str = "", *, comp: str | None = None) -> Wanted:
+    """Requests of `method` for blobs whose name ends in `name`; `comp` is the query's ("" none)."""
+
+    def wanted(request: httpx.Request) -> bool:
+        path, _, query = request.url.raw_path.decode().partition("?")
+        found = [part[5:] for part in query.split("&") if part.startswith("comp=")]
+        return (
+            request.method == method
+            and path.endswith(name)
+            and (comp is None or found == ([comp] if comp else []))
+        )
+
+    return wanted
+
+
+class Faulty(httpx.AsyncBaseTransport):
+    """Does to the requests that are `wanted` what one of its methods says, until it ends."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+        self._inner = inner
+        self._wanted: Wanted = lambda request: False
+        self._action: Callable[[httpx.Request], object] = lambda request: None
+        self._carry_out = False
+        self.hits = 0
+        self.met = trio.Event()
+
+    @contextmanager
+    def _set(
+        self, wanted: Wanted, action: Callable[[httpx.Request], object], *, carry_out: bool = False
+    ) -> Iterator[None]:
+        before = self._wanted, self._action, self._carry_out, self.hits
+        self._wanted, self._action, self._carry_out, self.hits = wanted, action, carry_out, 0
+        try:
+            yield
+            assert self.hits, "no request met the fault"
+        finally:
+            self._wanted, self._action, self._carry_out, self.hits = before
+
+    def unreachable(self, wanted: Wanted = lambda request: True) -> AbstractContextManager[None]:
+        return self._set(wanted, _refuse_connection)
+
+    def denied(self, wanted: Wanted) -> AbstractContextManager[None]:
+        return self._set(wanted, lambda request: error(403, "AuthorizationPermissionMismatch"))
+
+    def unheard(self, wanted: Wanted) -> AbstractContextManager[None]:
+        """Carried out, but the answer is lost."""
+        return self._set(wanted, _lose_answer, carry_out=True)
+
+    def stalled(self, wanted: Wanted = lambda request: True) -> AbstractContextManager[None]:
+        return self._set(wanted, lambda request: trio.Event().wait())
+
+    def delayed(self, wanted: Wanted, until: trio.Event) -> AbstractContextManager[None]:
+        return self._set(wanted, lambda request: until.wait())
+
+    def broken(self, wanted: Wanted) -> AbstractContextManager[None]:
+        """As a bug in the client would be."""
+        return self._set(wanted, _bug)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if not self._wanted(request):
+            return await self._inner.handle_async_request(request)
+        self.hits += 1
+        self.met.set()
+        action = self._action
+        if self._carry_out:
+            response = await self._inner.handle_async_request(request)
+            await response.aread()
+            await response.aclose()
+        result = action(request)
+        if isinstance(result, httpx.Response):
+            await request.aread()
+            return result
+        await result  # type: ignore[misc]
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def _refuse_connection(request: httpx.Request) -> None:
+    raise httpx.ConnectError("refused")
+
+
+def _lose_answer(request: httpx.Request) -> None:
+    raise httpx.ReadError("the connection was cut")
+
+
+def _bug(request: httpx.Request) -> None:
+    raise KeyError("a bug")
+
+
+class Host:
+    """One mount without a kernel: paths are names joined by slashes."""
+
+    def __init__(self, fs: Filesystem, faults: Faulty, recovery: Path) -> None:
+        self.fs = fs
+        self.store = fs.store
+        self.faults = faults
+        self.recovery = recovery
+
+    async def node(self, path: str) -> Node:
+        node = self.fs.inodes.root
+        for name in filter(None, path.split("/")):
+            node = await self.fs.tree.lookup(node, name)
+            node.lookups += 1  # the kernel remembers what it looked up
+        return node
+
+    async def _parent(self, path: str) -> tuple[Node, str]:
+        directory, _, name = path.rpartition("/")
+        return await self.node(directory), name
+
+    async def create(self, path: str, data: bytes = b"") -> int:
+        parent, name = await self._parent(path)
+        node = await self.fs.names.create(parent, name, 0o644, CALLER)
+        node.lookups += 1
+        handle = self.fs.files.create(node, os.O_RDWR)
+        if data:
+            await self.fs.files.write(handle, 0, data)
+        return handle
+
+    async def open(self, path: str, flags: int = os.O_RDONLY) -> int:
+        handle, _ = await self.fs.files.open(await self.node(path), flags)
+        return handle
+
+    async def close(self, handle: int) -> None:
+        """As the kernel does: the release comes whatever became of the flush."""
+        try:
+            await self.fs.files.flush(handle)
+        finally:
+            await self.fs.files.release(handle)
+
+    async def write(self, path: str, data: bytes) -> None:
+        await self.close(await self.create(path, data))
+
+    async def read(self, path: str) -> bytes:
+        handle = await self.open(path)
+        try:
+            return await self.read_all(handle)
+        finally:
+            await self.fs.files.release(handle)
+
+    async def read_all(self, handle: int) -> bytes:
+        size = max(1, self.fs.inodes.handle(handle).node.size)
+        return bytes(await self.fs.files.read(handle, 0, size))
+
+    async def mkdir(self, path: str) -> None:
+        parent, name = await self._parent(path)
+        await self.fs.names.make_empty(parent, name, Kind.DIRECTORY, 0o755, CALLER)
+
+    async def unlink(self, path: str) -> None:
+        await self.fs.names.unlink(*await self._parent(path))
+
+    async def rmdir(self, path: str) -> None:
+        await self.fs.names.rmdir(*await self._parent(path))
+
+    async def rename(self, old: str, new: str) -> None:
+        await self.fs.names.rename(*await self._parent(old), *await self._parent(new), 0)
+
+    async def entries(self, path: str = "") -> list[str]:
+        stream = self.fs.tree.open_directory(await self.node(path))
+        names: list[str] = []
+        offset = 0
+        while found := await self.fs.tree.entries(stream, offset):
+            names += [name for name, _, _ in found]
+            offset = found[-1][2]
+        self.fs.tree.close_directory(stream)
+        return sorted(names)
+
+    def recovery_files(self) -> list[Path]:
+        return sorted(self.recovery.glob("*.blobfs-recovery"))
+
+
+class Service:
+    """What the tests need around hosts: the container, and one key for all of them."""
+
+    def __init__(self, azurite: Azurite, container: str, directory: Path) -> None:
+        self.azurite = azurite
+        self.container = container
+        self.sdk = azurite.sdk(container)
+        self._directory = directory
+        self._token = azurite.sas(container)
+        self._numbers = itertools.count(1)
+        key_file = directory / "keys.json"
+        key_file.touch(0o600)
+        key_file.write_text(KEYS)
+        self._keys = load_key_set(key_file)
+
+    def names(self) -> list[str]:
+        return sorted(self.sdk.list_blob_names())
+
+    @asynccontextmanager
+    async def host(
+        self,
+        *,
+        ttl: float = 0.0,
+        timeout: float = 10.0,
+        attempts: int = 2,
+        overwrite: bool = False,
+        cache_size: int = 2**26,
+        memory: int = 64 * PAGE,
+        spool: int = 1024 * PAGE,
+    ) -> AsyncIterator[Host]:
+        directory = self._directory / f"host-{next(self._numbers)}"
+        keyring = Keyring(self._keys)
+        faults = Faulty(Strict(httpx.AsyncHTTPTransport()))
+        retry = RetryPolicy(attempts=attempts, first_delay=0.001)
+        pages = Spool(directory, PAGE, spool)
+        async with (
+            Client(transport=faults, retry=retry) as client,
+            trio.open_nursery() as nursery,
+        ):
+            box = Container(client, self.azurite.url(self.container), lambda: self._token)
+            store = Store(
+                reader=Reader(keyring, ReadPolicy(timeout=timeout, cache_size=cache_size), nursery),
+                keyring=keyring,
+                pool=PagePool(pages, memory),
+                policy=StorePolicy(Defaults(), ttl, overwrite, directory),
+                write_policy=WritePolicy(timeout=timeout),
+                nursery=nursery,
+                now_ns=time.time_ns,
+            )
+            store.inodes.root.volume = Volume(box, "", writable=True, may_tag=True)
+            host = Host(Filesystem(store), faults, directory)
+            yield host
+            store.inodes.check()
+            nursery.cancel_scope.cancel()
+        pages.close()
+
+
+@pytest.fixture
+def service(azurite: Azurite, container: str, tmp_path: Path) -> Service:
+    return Service(azurite, container, tmp_path)
+
+
+@contextmanager
+def failing(*codes: int) -> Iterator[None]:
+    """The block must fail with one of these error numbers."""
+    raised = None
+    try:
+        yield
+    except BlobfsError as exc:
+        raised = exc
+    assert raised is not None, "it did not fail"
+    assert errno_of(raised) in codes, repr(raised)
+
+
+# --- unlinked and replaced files -----------------------------------------------------------
+
+
+async def test_a_file_whose_unlink_failed_keeps_what_is_written_to_it(service: Service) -> None:
+    async with service.host() as host:
+        await host.write("file", b"before")
+        handle = await host.open("file", os.O_RDWR)
+        with host.faults.denied(operation("DELETE", "/file")), failing(errno.EACCES):
+            await host.unlink("file")
+        await host.fs.files.write(handle, 0, b"after!")
+        await host.close(handle)
+        assert await host.read("file") == b"after!"
+    assert service.names() == ["file"]
+
+
+async def test_a_file_that_was_not_replaced_after_all_keeps_what_is_written_to_it(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        await host.write("old", b"old")
+        await host.write("new", b"new")
+        handle = await host.open("old", os.O_RDWR)
+        with host.faults.unreachable(operation("PUT", "/old")), failing(errno.EIO):
+            await host.rename("new", "old")
+        await host.fs.files.write(handle, 0, b"OLD")
+        await host.close(handle)
+        assert await host.read("old") == b"OLD"
+        assert await host.read("new") == b"new"
+    assert service.names() == ["new", "old"]
+
+
+async def test_an_open_file_that_was_replaced_is_read_to_its_end_and_leaves_nothing(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        await host.write("old", b"old")
+        await host.write("new", b"new")
+        handle = await host.open("old", os.O_RDWR)
+        await host.fs.files.write(handle, 3, b" and written")
+        await host.rename("new", "old")
+        assert await host.read_all(handle) == b"old and written"
+        await host.close(handle)
+        assert await host.read("old") == b"new"
+    assert service.names() == ["old"]
+
+
+async def test_an_unstored_file_renamed_over_another_can_be_renamed_again(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        await host.write("file", b"stored")
+        handle = await host.create("new", b"unstored")
+        await host.rename("new", "file")
+        await host.rename("file", "other")
+        await host.close(handle)
+        assert await host.read("other") == b"unstored"
+        assert await host.entries() == ["other"]
+    assert service.names() == ["other"]
+
+
+async def test_an_unstored_file_renamed_over_another_and_unlinked_is_gone(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        await host.write("file", b"stored")
+        handle = await host.create("new", b"unstored")
+        await host.rename("new", "file")
+        await host.unlink("file")
+        await host.close(handle)
+        assert await host.entries() == []
+    assert service.names() == []
+
+
+# --- what others delete and replace --------------------------------------------------------
+
+
+async def test_a_file_in_a_directory_that_others_removed_is_stored_under_its_own_name(
+    service: Service,
+) -> None:
+    service.sdk.upload_blob("dir/theirs", b"")
+    async with service.host() as host:
+        handle = await host.create("dir/mine", b"mine")
+        service.sdk.delete_blob("dir/theirs")
+        await host.node("dir")
+        await host.close(handle)
+    assert service.names() == ["dir/mine"]
+
+
+async def test_a_directory_that_others_removed_takes_no_files_for_another_place(
+    service: Service,
+) -> None:
+    service.sdk.upload_blob("dir/sub/theirs", b"")
+    async with service.host() as host:
+        working_directory = await host.node("dir/sub")
+        service.sdk.delete_blob("dir/sub/theirs")
+        with failing(errno.ENOENT):
+            await host.node("dir")
+        with failing(errno.ESTALE):
+            await host.fs.names.create(working_directory, "file", 0o644, CALLER)
+
+
+async def test_writing_to_a_file_that_others_deleted_is_refused(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        await host.write("file", b"before")
+        handle = await host.open("file", os.O_RDWR)
+        service.sdk.delete_blob("file")
+        with failing(errno.ENOENT):
+            await host.node("file")
+        with failing(errno.ESTALE):
+            await host.fs.files.write(handle, 0, b"afterwards")
+        await host.close(handle)
+    assert service.names() == []
+
+
+async def test_a_handle_never_reads_bytes_of_another_version(service: Service) -> None:
+    # The kernel has one page cache for all handles of an inode: what the older handle reads would
+    # be served to the newer one.
+    async with service.host() as ours, service.host() as others:
+        await others.write("file", b"A" * 100_000)
+        first = await ours.open("file")
+        assert await ours.fs.files.read(first, 0, 10) == b"A" * 10
+        theirs = await others.open("file", os.O_RDWR | os.O_TRUNC)
+        await others.fs.files.write(theirs, 0, b"B" * 100_000)
+        await others.close(theirs)
+        second = await ours.open("file")
+        assert await ours.fs.files.read(second, 0, 10) == b"B" * 10
+        nodes = {ours.fs.inodes.handle(handle).node.ino for handle in (first, second)}
+        assert len(nodes) == 2
+        assert await ours.fs.files.read(first, 70_000, 10) == b"A" * 10
+        await ours.close(first)
+        await ours.close(second)
+
+
+async def test_a_directory_rename_does_not_pass_off_others_content_as_what_was_read(
+    service: Service,
+) -> None:
+    async with service.host(ttl=3600) as ours, service.host() as others:
+        await others.mkdir("dir")
+        await others.write("dir/file", b"A" * 1000)
+        reading = await ours.open("dir/file")
+        theirs = await others.open("dir/file", os.O_RDWR | os.O_TRUNC)
+        await others.fs.files.write(theirs, 0, b"B" * 500)
+        await others.close(theirs)
+        await ours.rename("dir", "new")
+        assert await ours.read("new/file") == b"B" * 500
+        node = await ours.node("new/file")
+        assert node.size == 500
+        await ours.close(reading)
+
+
+async def test_a_directory_rename_does_not_hide_a_conflict(service: Service) -> None:
+    async with service.host(ttl=3600) as ours, service.host() as others:
+        await others.mkdir("dir")
+        await others.write("dir/file", b"A" * 1000)
+        writing = await ours.open("dir/file", os.O_RDWR | os.O_TRUNC)
+        await ours.fs.files.write(writing, 0, b"ours")
+        theirs = await others.open("dir/file", os.O_RDWR | os.O_TRUNC)
+        await others.fs.files.write(theirs, 0, b"theirs")
+        await others.close(theirs)
+        await ours.rename("dir", "new")
+        with failing(errno.ESTALE):
+            await ours.close(writing)
+        assert await others.read("new/file") == b"theirs"
+        (aside,) = [name for name in await others.entries("new") if name != "file"]
+        assert await others.read(f"new/{aside}") == b"ours"
+
+
+async def test_a_file_hidden_by_a_directory_of_its_name_outlives_the_directory(
+    service: Service,
+) -> None:
+    service.sdk.upload_blob("name", b"a file of another tool")
+    async with service.host() as host:
+        service.sdk.upload_blob("name/entry", b"")
+        await host.unlink("name/entry")
+    assert service.names() == ["name"]
+
+
+async def test_changing_a_directory_leaves_the_file_that_it_hides_alone(
+    service: Service,
+) -> None:
+    service.sdk.upload_blob("name", b"a file of another tool", metadata={"k": "v"})
+    service.sdk.upload_blob("name/entry", b"")
+    async with service.host() as host:
+        node = await host.node("name")
+        with failing(errno.EEXIST):
+            await host.fs.metadata.set(node, Changes(mode=0o700), by_handle=False)
+        await host.unlink("name/entry")
+        with pytest.raises(BlobfsError):
+            await host.rmdir("name")
+    blob = service.sdk.get_blob_client("name")
+    assert blob.download_blob().readall() == b"a file of another tool"
+    assert blob.get_blob_properties().metadata == {"k": "v"}
+
+
+async def test_a_file_deleted_by_others_while_it_was_written_is_kept_beside_its_name(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        await host.write("file", b"before")
+        handle = await host.open("file", os.O_RDWR | os.O_TRUNC)
+        await host.fs.files.write(handle, 0, b"ours")
+        service.sdk.delete_blob("file")
+        with failing(errno.ESTALE):
+            await host.close(handle)
+        assert host.recovery_files() == []
+        (aside,) = service.names()
+        assert await host.read(aside) == b"ours"
+
+
+# --- failing commits -----------------------------------------------------------------------
+
+
+async def test_a_failed_overwrite_leaves_the_old_version_and_a_recovery_file(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        await host.write("file", b"the old version")
+        node = await host.node("file")
+        mtime = node.attrs.mtime_ns
+        handle = await host.open("file", os.O_RDWR | os.O_TRUNC)
+        await host.fs.files.write(handle, 0, b"the new version")
+        with host.faults.unreachable(), failing(errno.EIO):
+            await host.close(handle)
+        assert len(host.recovery_files()) == 1
+        again, may_keep_pages = await host.fs.files.open(await host.node("file"), os.O_RDONLY)
+        assert not may_keep_pages  # they hold the version that was not stored
+        assert await host.read_all(again) == b"the old version"
+        assert (await host.node("file")).attrs.mtime_ns == mtime
+        await host.close(again)
+
+
+async def test_a_commit_whose_answer_was_lost_is_completed_by_the_next_close(
+    service: Service,
+) -> None:
+    async with service.host(cache_size=1) as host:
+        await host.write("file", b"x" * 600_000)
+        handle = await host.open("file", os.O_RDWR)
+        await host.fs.files.write(handle, 300_000, b"first")
+        with host.faults.unheard(operation("PUT", "/file")), failing(errno.EIO):
+            await host.fs.files.flush(handle)
+        await host.fs.files.write(handle, 0, b"second")
+        await host.close(handle)
+        expected = bytearray(b"x" * 600_000)
+        expected[:6] = b"second"
+        expected[300_000:300_005] = b"first"
+        assert await host.read("file") == expected
+        assert host.recovery_files() == []
+    assert service.names() == ["file"]
+
+
+@pytest.mark.usefixtures("small_blocks")
+async def test_a_cancelled_commit_is_completed_by_the_next_close(service: Service) -> None:
+    async with service.host() as host:
+        for size in (10, PAGE + 1):
+            handle = await host.create(f"file-{size}", b"z" * size)
+            with trio.move_on_after(0.3), host.faults.stalled(operation("PUT")):
+                await host.fs.files.flush(handle)
+            await host.close(handle)
+            assert await host.read(f"file-{size}") == b"z" * size
+
+
+async def test_a_release_that_takes_too_long_still_keeps_the_bytes(service: Service) -> None:
+    # written through a mapping after the last flush, so that only the release can store it
+    async with service.host() as host:
+        handle = await host.create("file", b"mapped")
+        with host.faults.stalled(), trio.move_on_after(0.3):
+            await host.fs.files.release(handle)
+        assert len(host.recovery_files()) == 1
+
+
+async def test_what_cannot_be_stored_at_the_end_of_a_mount_is_kept_file_by_file(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blobfs.fs.files.DRAIN_TIME", 1.0)
+    # One file's base cannot be read within the time, which must not cost the others theirs.
+    async with service.host(timeout=0.5, cache_size=1) as host:
+        await host.write("first", b"y" * 600_000)
+        handle = await host.open("first", os.O_RDWR)
+        await host.fs.files.write(handle, 10, b"changed")
+        for number in range(3):
+            await host.create(f"other-{number}", b"new")
+        with host.faults.stalled():
+            await host.fs.files.drain()
+        assert len(host.recovery_files()) >= 3
+
+
+async def test_a_bug_while_attributes_are_saved_does_not_end_the_mount(service: Service) -> None:
+    async with service.host() as host:
+        await host.write("file", b"")
+        node = await host.node("file")
+        await host.fs.metadata.set(node, Changes(mode=0o600), by_handle=False)
+        assert node.unsaved
+        with host.faults.broken(operation("PUT", comp="metadata")):
+            await host.store.save_overdue(0)
+
+
+async def test_a_change_that_was_accepted_survives_another_that_is_refused(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        await host.write("file", b"")
+        node = await host.node("file")
+        await host.fs.metadata.set(node, Changes(mode=0o600), by_handle=False)
+        node.committed_at = float("-inf")  # long ago
+        with host.faults.unreachable(), failing(errno.EIO):
+            await host.fs.metadata.set(node, Changes(uid=7), by_handle=False)
+        await host.store.save_overdue(0)
+    async with service.host() as other:
+        attrs = (await other.node("file")).attrs
+        assert (attrs.mode, attrs.uid) == (0o600, 0)
+
+
+async def test_a_reader_is_not_disturbed_by_a_commit_of_the_same_mount(service: Service) -> None:
+    async with service.host(cache_size=1) as host:
+        await host.write("file", b"1" * 600_000)
+        reading = await host.open("file")
+        committed = trio.Event()
+        results: list[bytes] = []
+
+        async def read() -> None:
+            results.append(bytes(await host.fs.files.read(reading, 0, 600_000)))
+
+        with host.faults.delayed(operation("GET", "/file"), committed):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                writing = await host.open("file", os.O_WRONLY | os.O_TRUNC)
+                await host.fs.files.write(writing, 0, b"2" * 600_000)
+                await host.close(writing)
+                committed.set()
+        assert results == [b"2" * 600_000]
+        await host.close(reading)
+
+
+# --- directories ---------------------------------------------------------------------------
+
+
+async def test_a_listing_never_outlives_its_directory(service: Service) -> None:
+    # Inode numbers come from paths, and a renamed directory keeps its own.
+    async with service.host(ttl=3600) as host:
+        await host.mkdir("first")
+        await host.write("first/file", b"1")
+        await host.rename("first", "second")
+        moved = await host.node("second")
+        assert await host.entries("second") == ["file"]
+        for node in [*moved.children.values(), moved]:
+            host.fs.inodes.forget(node.ino, node.lookups)
+        await host.mkdir("first")
+        assert await host.entries("first") == []
+
+
+async def test_a_directory_rename_that_fails_half_way_loses_nothing(service: Service) -> None:
+    async with service.host() as host:
+        await host.mkdir("dir")
+        for name in "abc":
+            await host.write(f"dir/{name}", name.encode())
+        writing = await host.open("dir/a", os.O_RDWR | os.O_TRUNC)
+        await host.fs.files.write(writing, 0, b"changed")
+        with host.faults.denied(operation("DELETE", "/dir/b")), failing(errno.EACCES):
+            await host.rename("dir", "new")
+        await host.close(writing)
+    async with service.host() as other:
+        found = [
+            (name, await other.read(f"{directory}/{name}"))
+            for directory in await other.entries()
+            for name in await other.entries(directory)
+        ]
+        assert found == [("a", b"changed"), ("b", b"b"), ("c", b"c")]
+
+
+async def test_renames_of_a_directory_and_of_one_below_it_at_once_agree(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        await host.mkdir("dir")
+        await host.mkdir("dir/sub")
+        for number in range(8):
+            await host.write(f"dir/sub/{number}", b"%d" % number)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.rename, "dir", "new")
+            nursery.start_soon(host.rename, "dir/sub", "dir/sub2")
+    files = [name for name in service.names() if name[-1].isdigit() and name[-2] == "/"]
+    assert files == [f"new/sub2/{number}" for number in range(8)]
+
+
+async def test_a_listing_from_before_a_conflict_does_not_bring_the_old_version_back(
+    service: Service,
+) -> None:
+    async with service.host(ttl=3600) as ours, service.host() as others:
+        await others.write("file", b"old")
+        assert await ours.entries() == ["file"]
+        writing = await ours.open("file", os.O_RDWR | os.O_TRUNC)
+        await ours.fs.files.write(writing, 0, b"ours")
+        theirs = await others.open("file", os.O_RDWR | os.O_TRUNC)
+        await others.fs.files.write(theirs, 0, b"theirs")
+        await others.close(theirs)
+        with failing(errno.ESTALE):
+            await ours.close(writing)
+        reading = await ours.open("file")
+        assert "file" in await ours.entries()
+        assert await ours.read("file") == b"theirs"
+        assert await ours.read_all(reading) == b"theirs"
+        assert (await ours.node("file")).size == len(b"theirs")
+
+
+async def test_a_lookup_during_a_directory_rename_does_not_lose_open_files(
+    service: Service,
+) -> None:
+    async with service.host(cache_size=1) as host:
+        await host.mkdir("dir")
+        await host.write("dir/file", b"content")
+        directory = await host.node("dir")
+        reading = await host.open("dir/file")
+        resume = trio.Event()
+        found: list[Node] = []
+
+        async def look_up() -> None:
+            found.append(await host.fs.tree.lookup(directory, "file"))
+
+        with host.faults.delayed(operation("PUT", "/new", comp="metadata"), resume):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(host.rename, "dir", "new")
+                await host.faults.met.wait()
+                assert service.names() == ["new", "new/file"]
+                nursery.start_soon(look_up)
+                await trio.testing.wait_all_tasks_blocked(0.1)
+                resume.set()
+        assert found == [host.fs.inodes.handle(reading).node]
+        assert await host.read_all(reading) == b"content"
+        await host.close(reading)
+
+
+# --- the spool -----------------------------------------------------------------------------
+
+
+async def test_a_full_spool_refuses_the_write_and_loses_nothing_else(service: Service) -> None:
+    async with service.host(memory=2 * PAGE, spool=2 * PAGE + 100) as host:
+        handle = await host.create("file")
+        written = bytearray()
+        with failing(errno.ENOSPC):
+            for number in range(20):
+                page = bytes([number]) * PAGE
+                await host.fs.files.write(handle, len(written), page)
+                written += page
+        await host.close(handle)
+        assert (await host.read("file"))[: len(written)] == written
+        other = await host.create("other", b"1" * 3 * PAGE)  # there is room again
+        await host.close(other)
+
+
+# --- sizes, holes, and what the spool does -------------------------------------------------
+
+EDGES = [64 * KIB, PAGE, 2 * PAGE]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks and the largest Put Blob are of one page, so that small files have all edges."""
+    for name in (
+        "writer.BLOCK",
+        "writer.SINGLE_PUT",
+        "fs.files.SINGLE_PUT",
+        "fs.commit.SINGLE_PUT",
+    ):
+        monkeypatch.setattr(f"blobfs.{name}", PAGE)
+
+
+@pytest.mark.parametrize("size", [edge + by for edge in EDGES for by in (-1, 0, 1)])
+@pytest.mark.usefixtures("small_blocks")
+async def test_overwriting_growing_and_cutting_at_the_edges_of_blocks(
+    service: Service, size: int
+) -> None:
+    model = bytearray(numbered(size))
+    async with service.host(cache_size=1) as host:
+        handle = await host.create("file", bytes(model))
+        await host.fs.files.flush(handle)
+        for offset, data in [(0, b"head"), (size - 2, b"tail!"), (size + 300_000, b"beyond")]:
+            await host.fs.files.write(handle, offset, data)
+            model.extend(bytes(max(0, offset - len(model))))
+            model[offset : offset + len(data)] = data
+        assert await host.read_all(handle) == model
+        await host.close(handle)
+        assert await host.read("file") == model
+        node = await host.node("file")
+        for cut, grown in [(size, size + 70_000), (size - 1, size), (5, PAGE + 1)]:
+            handle = await host.open("file", os.O_RDWR)
+            for length in (cut, grown):
+                await host.fs.metadata.set(node, Changes(size=length), by_handle=True)
+                model = model[:length] + bytes(max(0, length - len(model)))
+            assert await host.read_all(handle) == model
+            await host.close(handle)
+            assert await host.read("file") == model
+
+
+@pytest.mark.usefixtures("small_blocks")
+async def test_blocks_staged_before_their_content_changes_are_never_committed(
+    service: Service,
+) -> None:
+    model = bytearray(numbered(3 * PAGE + 5))
+    async with service.host() as host:
+        handle = await host.create("file")
+        for offset in range(0, len(model), PAGE):
+            await host.fs.files.write(handle, offset, bytes(model[offset : offset + PAGE]))
+        staged = (await host.node("file")).upload
+        assert staged is not None
+        assert staged.staged >= 2 * PAGE
+        await host.fs.files.write(handle, 0, b"changed")
+        model[:7] = b"changed"
+        await host.close(handle)
+        assert await host.read("file") == model
+
+
+def numbered(size: int) -> bytes:
+    """Bytes that are the same at no two offsets that a mistake would take for one another."""
+    return b"".join(number.to_bytes(8, "big") for number in range(size // 8 + 1))[:size]
+
+
+# --- the end of a mount --------------------------------------------------------------------
+
+
+@pytest.mark.mount
+def test_a_terminated_mount_stores_what_is_still_open(
+    azurite: Azurite, container: str, tmp_path: Path
+) -> None:
+    with mounted(azurite, container, tmp_path) as mount:
+        new = os.open(mount.path / "new", os.O_CREAT | os.O_RDWR)
+        (mount.path / "old").write_bytes(PLAINTEXT_MARKER + b"before")
+        old = os.open(mount.path / "old", os.O_RDWR)
+        os.pwrite(new, PLAINTEXT_MARKER + b"new", 0)
+        os.pwrite(old, b"after!", len(PLAINTEXT_MARKER))
+        os.kill(mount.pid, signal.SIGTERM)
+        assert mount._process is not None
+        assert mount._process.wait(30) == 0
+        for descriptor in (new, old):
+            with suppress(OSError):  # the mount under it is gone
+                os.close(descriptor)
+        mount.start()
+        assert (mount.path / "new").read_bytes() == PLAINTEXT_MARKER + b"new"
+        assert (mount.path / "old").read_bytes() == PLAINTEXT_MARKER + b"after!"
