@@ -6,6 +6,7 @@ import logging
 import random
 import ssl
 import time
+import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from blobfs.blobs.failures import failure
 from blobfs.blobs.model import BlobInfo, Version, info_from_headers, parse_date, parse_etag
 from blobfs.blobs.operations import Operation
 from blobfs.blobs.retry import RETRIED_STATUSES, RetryPolicy, Transient, persist
+from blobfs.blobs.transport import Body, SocketTransport
 from blobfs.errors import Rejected, ServiceError, Unavailable
 
 API_VERSION = "2025-11-05"
@@ -140,6 +142,8 @@ class Client:
         self._rng = rng or random.Random()
         self._bulk = trio.CapacityLimiter(connections)
         self._metadata = trio.CapacityLimiter(connections)
+        if transport is None and not urllib.request.getproxies():
+            transport = SocketTransport(_tls, keepalive=_KEEPALIVE)
         self._http = httpx.AsyncClient(
             verify=_tls(),
             transport=transport,
@@ -240,7 +244,7 @@ class Client:
             request.operation.method,
             url,
             headers=[(name.encode("ascii"), _encode_value(v)) for name, v in headers.items()],
-            stream=_Body(request.body),
+            stream=Body(request.body, _CHUNK),
             extensions={"timeout": self._timeouts},
         )
         # The constructor has made a plain URL of it.
@@ -270,24 +274,6 @@ class _SignedURL(httpx.URL):
     @property
     def raw_path(self) -> bytes:
         return self._target.encode("ascii")
-
-
-class _Body(httpx.AsyncByteStream):
-    """A request's body in chunks; not a generator, since a cancelled one would need closing."""
-
-    def __init__(self, views: Sequence[memoryview]) -> None:
-        self._chunks = (
-            view[start : start + _CHUNK] for view in views for start in range(0, len(view), _CHUNK)
-        )
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        chunk = next(self._chunks, None)
-        if chunk is None:
-            raise StopAsyncIteration
-        return bytes(chunk)
 
 
 @functools.cache  # loading the system's certificates takes 50 ms
@@ -326,7 +312,7 @@ async def _read(response: httpx.Response, longest: int | None) -> bytes:
         if longest is None or size <= longest:
             chunks.append(chunk)
             size += len(chunk)
-    return b"".join(chunks)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _verify(answer: Answer) -> None:

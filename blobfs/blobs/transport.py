@@ -1,0 +1,334 @@
+"""HTTP/1.1 over trio's sockets, below httpx: for bodies of megabytes.
+
+httpx reads in pieces of 64 KiB through four layers of async generators, and its uploads copy each
+piece twice; that is most of the time of a large read. This transport reads a body of known length
+straight into one buffer and sends buffers as they are. Everything else of HTTP (redirects,
+cookies, compression, proxies) is left out: `Client` uses httpx's own transport behind a proxy.
+"""
+
+import math
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import httpx
+import trio
+
+_HEAD_LIMIT = 64 * 1024
+_READ = 64 * 1024
+_CHUNKED_LIMIT = 64 * 1024 * 1024  # bodies of unknown length are listings and errors
+
+Origin = tuple[str, str, int]
+
+
+class Body(httpx.AsyncByteStream):
+    """A request's body as buffers, which this transport sends without a copy."""
+
+    def __init__(self, views: Sequence[memoryview], chunk: int) -> None:
+        self.views = views
+        self._chunks = (
+            view[start : start + chunk] for view in views for start in range(0, len(view), chunk)
+        )
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            raise StopAsyncIteration
+        return bytes(chunk)
+
+
+class SocketTransport(httpx.AsyncBaseTransport):
+    """Connections to any number of origins, kept for `keepalive` seconds when idle.
+
+    The caller limits how many requests run at once. Raises httpx's TransportErrors. A request
+    that is cancelled or fails closes its connection.
+    """
+
+    def __init__(self, tls: Callable[[], ssl.SSLContext], *, keepalive: float) -> None:
+        self._tls = tls
+        self._keepalive = keepalive
+        self._idle: dict[Origin, list[_Connection]] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        timeout = request.extensions.get("timeout", {}).get("read") or math.inf
+        url = request.url
+        origin = (url.scheme, url.host, url.port or {"http": 80, "https": 443}[url.scheme])
+        connection = self._reusable(origin) or await self._connect(origin, timeout)
+        try:
+            status, headers = await connection.exchange(request, timeout)
+        except BaseException:
+            connection.close()
+            raise
+        stream = _Answer(self, origin, connection, request.method, status, headers, timeout)
+        return httpx.Response(status, headers=headers, stream=stream, request=request)
+
+    def _reusable(self, origin: Origin) -> "_Connection | None":
+        connections = self._idle.get(origin, [])
+        while connections:
+            connection = connections.pop()
+            if connection.idle_since + self._keepalive > trio.current_time() and connection.alive:
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self, origin: Origin, timeout: float) -> "_Connection":
+        scheme, host, port = origin
+        tcp: trio.SocketStream | None = None
+        try:
+            with trio.fail_after(timeout):
+                tcp = await trio.open_tcp_stream(host, port)
+                if scheme == "http":
+                    return _Connection(tcp, tcp)
+                stream = trio.SSLStream(
+                    tcp, self._tls(), server_hostname=host, https_compatible=True
+                )
+                await stream.do_handshake()
+                return _Connection(tcp, stream)
+        except BaseException as exc:
+            if tcp is not None:
+                tcp.socket.close()
+            if isinstance(exc, trio.TooSlowError):
+                raise httpx.ConnectTimeout(f"no connection within {timeout:g} s") from exc
+            if isinstance(exc, OSError | trio.BrokenResourceError):
+                raise httpx.ConnectError(_reason(exc)) from exc
+            raise
+
+    def keep(self, origin: Origin, connection: "_Connection") -> None:
+        connection.idle_since = trio.current_time()
+        self._idle.setdefault(origin, []).append(connection)
+
+    async def aclose(self) -> None:
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.close()
+        self._idle.clear()
+
+
+def _reason(exc: BaseException) -> str:
+    """trio's broken connections say nothing, but what broke them does."""
+    while not str(exc) and (inner := exc.__cause__ or exc.__context__):
+        exc = inner
+    return str(exc) or type(exc).__name__
+
+
+class _Connection:
+    """One connection; one request at a time."""
+
+    def __init__(
+        self,
+        tcp: trio.SocketStream,
+        stream: "trio.SocketStream | trio.SSLStream[trio.SocketStream]",
+    ) -> None:
+        self._tcp = tcp
+        self._stream = stream
+        self._plain = stream is tcp
+        self._buffer = bytearray()  # received, not consumed
+        self.idle_since = 0.0
+
+    @property
+    def alive(self) -> bool:
+        """Readable while idle means that the server has closed it, or speaks out of turn."""
+        return not self._buffer and not self._tcp.socket.is_readable()
+
+    def close(self) -> None:
+        self._tcp.socket.close()
+
+    async def exchange(
+        self, request: httpx.Request, timeout: float
+    ) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """Send the request; the status and headers of its answer."""
+        broken: httpx.WriteError | None = None
+        try:
+            await self._send(request, timeout)
+        except httpx.WriteError as exc:
+            broken = exc  # a server that refuses a body answers, then closes
+        try:
+            while True:
+                status, headers = _parse_head(await self._head(timeout))
+                if status >= 200:
+                    return status, headers
+        except httpx.TransportError:
+            if broken is not None:
+                raise broken from None
+            raise
+
+    async def _send(self, request: httpx.Request, timeout: float) -> None:
+        target = request.url.raw_path
+        lines = [request.method.encode() + b" " + target + b" HTTP/1.1"]
+        lines += [name + b": " + value for name, value in request.headers.raw]
+        if any(b"\r" in line or b"\n" in line for line in lines):
+            raise httpx.LocalProtocolError("a header or the target has a line break in it")
+        await self._write(b"\r\n".join(lines) + b"\r\n\r\n", timeout)
+        if isinstance(request.stream, Body):
+            for view in request.stream.views:
+                await self._write(view, timeout)
+        else:
+            assert isinstance(request.stream, httpx.AsyncByteStream)
+            async for chunk in request.stream:
+                await self._write(chunk, timeout)
+
+    async def _write(self, data: bytes | memoryview, timeout: float) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                with trio.fail_after(timeout):
+                    if self._plain:
+                        view = view[await self._tcp.socket.send(view) :]
+                    else:
+                        await self._stream.send_all(view[:_READ])
+                        view = view[_READ:]
+        except trio.TooSlowError as exc:
+            raise httpx.WriteTimeout(f"nothing sent for {timeout:g} s") from exc
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise httpx.WriteError(_reason(exc)) from exc
+
+    async def _receive(self, buffer: memoryview, timeout: float) -> int:
+        """Some bytes into `buffer`, how many; 0 at the end."""
+        try:
+            with trio.fail_after(timeout):
+                if self._plain:
+                    return await self._tcp.socket.recv_into(buffer)
+                data = await self._stream.receive_some(len(buffer))
+                buffer[: len(data)] = data
+                return len(data)
+        except trio.TooSlowError as exc:
+            raise httpx.ReadTimeout(f"nothing received for {timeout:g} s") from exc
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise httpx.ReadError(_reason(exc)) from exc
+
+    async def _more(self, timeout: float) -> None:
+        piece = memoryview(bytearray(_READ))
+        count = await self._receive(piece, timeout)
+        if count == 0:
+            raise httpx.RemoteProtocolError("the server closed the connection in an answer")
+        self._buffer += piece[:count]
+
+    async def _until(self, end: bytes, timeout: float) -> bytes:
+        """Up to and without `end`, which is consumed too."""
+        searched = 0
+        while (found := self._buffer.find(end, searched)) < 0:
+            if len(self._buffer) > _HEAD_LIMIT:
+                raise httpx.RemoteProtocolError("an answer's head is too long")
+            searched = max(0, len(self._buffer) - len(end))
+            await self._more(timeout)
+        text = bytes(self._buffer[:found])
+        del self._buffer[: found + len(end)]
+        return text
+
+    async def _head(self, timeout: float) -> bytes:
+        return await self._until(b"\r\n\r\n", timeout)
+
+    async def read_exactly(self, size: int, timeout: float) -> bytearray:
+        body = bytearray(size)
+        view = memoryview(body)
+        filled = min(size, len(self._buffer))
+        view[:filled] = self._buffer[:filled]
+        del self._buffer[:filled]
+        while filled < size:
+            count = await self._receive(view[filled:], timeout)
+            if count == 0:
+                raise httpx.RemoteProtocolError(f"{filled} bytes of a body of {size} bytes")
+            filled += count
+        return body
+
+    async def read_chunked(self, timeout: float) -> bytearray:
+        body = bytearray()
+        while True:
+            line = (await self._until(b"\r\n", timeout)).split(b";")[0].strip()
+            try:
+                size = int(line, 16)
+            except ValueError:
+                raise httpx.RemoteProtocolError("a chunk without a size") from None
+            if size < 0:
+                raise httpx.RemoteProtocolError("a chunk without a size")
+            if size == 0:
+                while await self._until(b"\r\n", timeout):
+                    pass  # trailers
+                return body
+            if len(body) + size > _CHUNKED_LIMIT:
+                raise httpx.RemoteProtocolError("an answer is too long")
+            body += await self.read_exactly(size, timeout)
+            if await self._until(b"\r\n", timeout):
+                raise httpx.RemoteProtocolError("a chunk is longer than it says")
+
+    async def read_to_end(self, timeout: float) -> bytearray:
+        body, self._buffer = self._buffer, bytearray()
+        piece = memoryview(bytearray(_READ))
+        while count := await self._receive(piece, timeout):
+            body += piece[:count]
+            if len(body) > _CHUNKED_LIMIT:
+                raise httpx.RemoteProtocolError("an answer is too long")
+        return body
+
+
+def _parse_head(head: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
+    first, *lines = head.split(b"\r\n")
+    version, _, rest = first.partition(b" ")
+    status = rest[:3]
+    if not version.startswith(b"HTTP/1.") or not status.isdigit():
+        raise httpx.RemoteProtocolError("not an answer of HTTP/1.1")
+    headers = []
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if not colon or not name or name != name.strip():
+            raise httpx.RemoteProtocolError("a malformed header")
+        headers.append((name, value.strip()))
+    return int(status), headers
+
+
+class _Answer(httpx.AsyncByteStream):
+    """The body of an answer, read whole when it is asked for."""
+
+    def __init__(
+        self,
+        transport: SocketTransport,
+        origin: Origin,
+        connection: _Connection,
+        method: str,
+        status: int,
+        headers: list[tuple[bytes, bytes]],
+        timeout: float,
+    ) -> None:
+        self._transport = transport
+        self._origin = origin
+        self._connection = connection
+        self._timeout = timeout
+        fields = {name.lower(): value for name, value in headers}
+        self._chunked = b"chunked" in fields.get(b"transfer-encoding", b"").lower()
+        self._length: int | None = None
+        length = fields.get(b"content-length", b"")
+        if method == "HEAD" or status in (204, 304):
+            self._length, self._chunked = 0, False
+        elif length.isdigit() and not self._chunked:
+            self._length = int(length)
+        self._keeps = b"close" not in fields.get(b"connection", b"").lower()
+        self._done = self._length == 0
+        self._closed = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._done:
+            raise StopAsyncIteration
+        if self._chunked:
+            body = await self._connection.read_chunked(self._timeout)
+        elif self._length is not None:
+            body = await self._connection.read_exactly(self._length, self._timeout)
+        else:
+            self._keeps = False
+            body = await self._connection.read_to_end(self._timeout)
+        self._done = True
+        return body  # type: ignore[return-value]  # a bytearray, which is as good
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._done and self._keeps:
+            self._transport.keep(self._origin, self._connection)
+        else:
+            self._connection.close()
