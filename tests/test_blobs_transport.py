@@ -113,17 +113,17 @@ async def test_a_connection_that_the_server_closed_is_replaced_before_it_is_used
 
 
 async def test_a_connection_that_idled_too_long_is_replaced() -> None:
-    async with server([whole(b"one"), whole(b"")], [whole(b"two")]) as (url, _):
-        async with client(keepalive=0) as http:
-            assert (await http.get(url)).content == b"one"
-            assert (await http.get(url)).content == b"two"
+    answers = [whole(b"one"), whole(b"")], [whole(b"two")]
+    async with server(*answers) as (url, _), client(keepalive=0) as http:
+        assert (await http.get(url)).content == b"one"
+        assert (await http.get(url)).content == b"two"
 
 
 async def test_a_connection_that_says_close_is_not_kept() -> None:
-    async with server([whole(b"one", b"Connection: close")], [whole(b"two")]) as (url, _):
-        async with client() as http:
-            assert (await http.get(url)).content == b"one"
-            assert (await http.get(url)).content == b"two"
+    answers = [whole(b"one", b"Connection: close")], [whole(b"two")]
+    async with server(*answers) as (url, _), client() as http:
+        assert (await http.get(url)).content == b"one"
+        assert (await http.get(url)).content == b"two"
 
 
 async def test_the_answer_to_a_refused_body_is_heard() -> None:
