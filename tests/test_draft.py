@@ -7,11 +7,11 @@ every example.
 import errno
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
-import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -27,6 +27,8 @@ from blobfs.draft import Draft, PagePool
 from blobfs.errors import PosixError, Unavailable
 from blobfs.spool import Spool
 from tests.mounts import PLAINTEXT_MARKER
+
+T = TypeVar("T")
 
 PAGE = 64
 MEMORY = 3 * PAGE
@@ -48,6 +50,16 @@ def filler(seed: int, size: int) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
+def completed(operation: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that has nothing to wait for; an event loop would take ten times as long."""
+    try:
+        operation.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError("it waits")
+
+
 class Stored:
     """The service's side of one draft: what `read_base` reads, and what a commit replaces."""
 
@@ -57,7 +69,6 @@ class Stored:
         self.fails = False
 
     async def read(self, offset: int, size: int) -> bytes:
-        await trio.lowlevel.checkpoint()
         self.reads.append((offset, size))
         if self.fails:
             raise Unavailable("no answer")
@@ -102,12 +113,12 @@ class DraftModel(RuleBasedStateMachine):
         data = filler(size, size)
         stored.fails = not reachable
         try:
-            trio.run(draft.write, offset, data)
+            completed(draft.write(offset, data))
         except (Unavailable, PosixError) as exc:
             if isinstance(exc, PosixError) and exc.errno != errno.ENOSPC:
                 raise
             stored.fails = False
-            found = trio.run(draft.read, 0, draft.size)
+            found = completed(draft.read(0, draft.size))
             ends = [offset, *range((offset // PAGE + 1) * PAGE, offset + size, PAGE)]
             partial = [overwritten(before, offset, data[: end - offset]) for end in ends]
             assert found in partial
@@ -124,7 +135,7 @@ class DraftModel(RuleBasedStateMachine):
     def truncate(self, number: int, size: int) -> None:
         """Needs no base, and no room in the spool."""
         draft, _ = self.all[number]
-        trio.run(draft.truncate, size)
+        completed(draft.truncate(size))
         self.expected[number] = self.expected[number][:size].ljust(size, b"\0")
         assert draft.dirty
 
@@ -132,12 +143,12 @@ class DraftModel(RuleBasedStateMachine):
     def read(self, number: int, offset: int, size: int) -> None:
         draft, _ = self.all[number]
         expected = self.expected[number][offset : offset + size]
-        assert trio.run(draft.read, offset, size) == expected
+        assert completed(draft.read(offset, size)) == expected
 
     @rule(number=drafts, keep=st.sampled_from([0, PAGE, 100 * PAGE]))
     def commit(self, number: int, keep: int) -> None:
         draft, stored = self.all[number]
-        stored.data = trio.run(draft.read, 0, draft.size)
+        stored.data = completed(draft.read(0, draft.size))
         draft.committed(keep)
         assert not draft.dirty
         assert draft.bytes_held <= keep
@@ -160,7 +171,7 @@ class DraftModel(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for (draft, _), expected in zip(self.all, self.expected, strict=True):
-            assert trio.run(draft.read, 0, len(expected) + 1) == expected
+            assert completed(draft.read(0, len(expected) + 1)) == expected
             draft.discard()
         assert self.pool.memory_used == 0
         assert self.spool.bytes_used == 0
