@@ -181,7 +181,7 @@ class DraftModel(RuleBasedStateMachine):
 @pytest.mark.parametrize("spool_pages", [100, 3, 0])
 def test_a_draft_reads_as_a_plain_file_would(tmp_path: Path, spool_pages: int) -> None:
     model = type("Model", (DraftModel,), {"directory": tmp_path, "spool_pages": spool_pages})
-    run_state_machine_as_test(model, settings=settings(max_examples=settings().max_examples))
+    run_state_machine_as_test(model, settings=settings(max_examples=settings().max_examples // 2))
 
 
 @pytest.fixture
