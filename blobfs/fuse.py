@@ -225,7 +225,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler(_resize)
     async def setattr(
-        self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: object
+        self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any
     ) -> pyfuse3.EntryAttributes:
         node = self._fs.inodes.get(inode)
         changes = Changes(
@@ -235,6 +235,7 @@ class Operations(pyfuse3.Operations):
             gid=attr.st_gid if fields.update_gid else None,
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            privileged=ctx.uid == 0,
         )
         await self._fs.metadata.set(node, changes, by_handle=fh is not None)
         return self._entry(node)

@@ -28,7 +28,7 @@ BLOCK = 8 * 1024 * 1024
 
 MAX_BLOCKS = 50_000
 _BLOCKS_PER_SIZE = 5_000
-"""Blocks of one size; then the size doubles, so that 50,000 blocks reach Azure's 190 TiB."""
+"""Blocks of one size; then the size doubles."""
 
 ReadPlain = Callable[[int, int], Awaitable[bytes]]
 
@@ -54,9 +54,13 @@ class Properties:
 
 
 def block_length(number: int, region_length: int) -> int:
-    """Bytes of plaintext in the block of this number: whole regions, at most some 4,000 MiB."""
+    """Bytes of plaintext in the block of this number: whole regions, at most 2 GiB."""
     length = min(BLOCK << (number // _BLOCKS_PER_SIZE), 2 * 1024**3)
     return max(1, length // region_length) * region_length
+
+
+LARGEST_FILE = sum(block_length(number, 1) for number in range(MAX_BLOCKS))
+"""Bytes of plaintext that 50,000 blocks hold at most: 29 TiB."""
 
 
 def region_of(policy: WritePolicy) -> int:

@@ -15,7 +15,7 @@ from blobfs.fs import commit as commits
 from blobfs.fs.store import Store
 from blobfs.inodes import Handle, Node
 from blobfs.reader import Reach
-from blobfs.writer import SINGLE_PUT
+from blobfs.writer import LARGEST_FILE, SINGLE_PUT
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Files:
         try:
             if flags & os.O_TRUNC:
                 async with self._store.locked(node):
-                    await self._truncate(node, 0)
+                    await self._truncate(node, 0, privileged)
             elif (flags & os.O_ACCMODE) != os.O_WRONLY and node.draft is None:
                 self._inodes.handle(number).content = await store.content(node)
         except BaseException:
@@ -114,6 +114,7 @@ class Files:
     async def write(self, number: int, offset: int, data: bytes) -> int:
         handle = self._inodes.handle(number)
         node = handle.node
+        _check_size(offset + len(data))
         async with self._store.locked(node):
             self._store.check_present(node)
             draft = await self._store.draft(node)
@@ -123,7 +124,7 @@ class Files:
             await self._stage(node, draft)
         return len(data)
 
-    def _modified(self, node: Node, privileged: bool = False) -> None:
+    def _modified(self, node: Node, privileged: bool) -> None:
         now = self._store.now_ns()
         node.attrs.mtime_ns = node.attrs.ctime_ns = now
         if not privileged:
@@ -158,12 +159,15 @@ class Files:
             node.upload = None
             raise
 
-    async def truncate(self, node: Node, size: int, *, by_handle: bool) -> None:
+    async def truncate(
+        self, node: Node, size: int, *, by_handle: bool, privileged: bool = False
+    ) -> None:
         """Set the size; the caller holds the node's lock. Raises as `write` and `flush` do.
 
         Without a handle there will be no flush, so it is stored now, or has not happened.
+        `privileged` is as in `open`.
         """
-        await self._truncate(node, size)
+        await self._truncate(node, size, privileged)
         if not by_handle:
             try:
                 await self.commit(node)
@@ -171,11 +175,12 @@ class Files:
                 if not node.opens:
                     self._drop_draft(node)
 
-    async def _truncate(self, node: Node, size: int) -> None:
+    async def _truncate(self, node: Node, size: int, privileged: bool) -> None:
+        _check_size(size)
         draft = await self._store.draft(node, empty=size == 0)
         self._invalidate_staged(node, size)
         await draft.truncate(size)
-        self._modified(node)
+        self._modified(node, privileged)
 
     async def flush(self, number: int) -> None:
         """Every close of a descriptor: store what is dirty. Raises what keeps it from being so."""
@@ -315,6 +320,12 @@ class Files:
         async with trio.open_nursery() as nursery:
             for node in nodes:
                 nursery.start_soon(one, node)
+
+
+def _check_size(size: int) -> None:
+    # The commit would find out too, but only after all that fits is uploaded.
+    if size > LARGEST_FILE:
+        raise PosixError(errno.EFBIG)
 
 
 def without_set_id(mode: int) -> int:

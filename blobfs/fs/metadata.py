@@ -23,7 +23,10 @@ from blobfs.xattrs import (
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a setattr asks for; None: leave it. Times in ns."""
+    """What a setattr asks for; None: leave it. Times in ns.
+
+    `privileged` says that root asks: then a new size does not clear set-id bits.
+    """
 
     size: int | None = None
     mode: int | None = None
@@ -32,6 +35,13 @@ class Changes:
     atime_ns: int | None = None
     mtime_ns: int | None = None
     ctime_ns: int | None = None
+    privileged: bool = False
+
+    @property
+    def clears_set_id(self) -> bool:
+        """A chown; the one that names neither owner nor group is a request for nothing."""
+        nothing = replace(self, privileged=False) == Changes()
+        return self.uid is not None or self.gid is not None or nothing
 
 
 class Metadata:
@@ -55,7 +65,9 @@ class Metadata:
                 if node.kind is not Kind.FILE:
                     raise PosixError(errno.EISDIR if node.is_directory else errno.EINVAL)
                 try:
-                    await self._files.truncate(node, changes.size, by_handle=by_handle)
+                    await self._files.truncate(
+                        node, changes.size, by_handle=by_handle, privileged=changes.privileged
+                    )
                 except BaseException:
                     if node.draft is None:  # it has not happened
                         node.attrs = before
@@ -80,11 +92,10 @@ class Metadata:
     def _apply(self, node: Node, changes: Changes) -> None:
         attrs = node.attrs
         now = self._store.now_ns()
-        if changes.uid is not None or changes.gid is not None:
-            if node.kind is Kind.FILE:
-                attrs.mode = without_set_id(attrs.mode)
-            attrs.uid = attrs.uid if changes.uid is None else changes.uid
-            attrs.gid = attrs.gid if changes.gid is None else changes.gid
+        if changes.clears_set_id and not node.is_directory:
+            attrs.mode = without_set_id(attrs.mode)
+        attrs.uid = attrs.uid if changes.uid is None else changes.uid
+        attrs.gid = attrs.gid if changes.gid is None else changes.gid
         if changes.mode is not None:
             attrs.mode = changes.mode
         if changes.atime_ns is not None:
