@@ -220,6 +220,23 @@ class Draft:
             offset += stop - start
         return b"".join(parts)
 
+    def written(self, offset: int, size: int) -> tuple[bytes, list[tuple[int, int]]]:
+        """What `read` would give, but without the base: zeros stand where only the base knows.
+
+        Those are the ranges (offset, size) of the second value.
+        """
+        end = min(offset + size, self.size)
+        content, unknown = bytearray(end - offset), []
+        for index in range(offset // PAGE, -(-end // PAGE)):
+            start, stop = max(offset, index * PAGE), min(end, (index + 1) * PAGE)
+            page = self._pages.get(index)
+            if page is not None:
+                found = bytes(memoryview(page)[start - index * PAGE : stop - index * PAGE])
+                content[start - offset : start - offset + len(found)] = found
+            elif start < self.base_size:
+                unknown.append((start, min(stop, self.base_size) - start))
+        return bytes(content), unknown
+
     def committed(self, keep: int) -> None:
         """The service has this content: it is the new base.
 

@@ -2,12 +2,15 @@
 
 A recovery file is the ciphertext, then a JSON object that says everything else the commit would
 have sent (nothing in it is secret without the KEK), then 16 bytes: the object's length (8 bytes,
-big-endian) and `MAGIC`. A file that does not end in `MAGIC` is incomplete.
+big-endian) and `MAGIC`. A file that does not end in `MAGIC` is incomplete. `unknown` in the object
+lists the ranges [offset, size] of plaintext that stand as zeros, since the file was changed in
+part and the version below was gone.
 """
 
 import json
 import os
 import secrets
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,12 +19,14 @@ from typing import BinaryIO
 from blobfs.attributes import Kind
 from blobfs.envelope import METADATA_KEY, SEAL_KEY
 from blobfs.keyring import Keyring
-from blobfs.writer import Properties, ReadPlain, WritePolicy, new_body, region_of, seal_kind
+from blobfs.writer import Properties, WritePolicy, new_body, region_of, seal_kind
 
 MAGIC = b"blobfsR1"
 SUFFIX = ".blobfs-recovery"
 
 _CHUNK = 4 * 1024 * 1024
+
+ReadKnown = Callable[[int, int], Awaitable[tuple[bytes, list[tuple[int, int]]]]]
 
 
 async def keep_for_recovery(
@@ -32,7 +37,7 @@ async def keep_for_recovery(
     etag: str,
     kind: Kind,
     size: int,
-    read: ReadPlain,
+    read: ReadKnown,
     properties: Properties,
     keyring: Keyring,
     policy: WritePolicy,
@@ -40,7 +45,8 @@ async def keep_for_recovery(
 ) -> Path:
     """Encrypt `size` bytes of plaintext from `read` into a new file of mode 0600; its path.
 
-    `etag` is the version that the content was to replace, "" for none. The file is complete and
+    `etag` is the version that the content was to replace, "" for none. `read` gives the plaintext
+    and the ranges (offset, size) of it that nobody knows any more. The file is complete and
     synchronised with the disk when this returns. Raises OSError, and whatever `read` raises.
     """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -49,34 +55,42 @@ async def keep_for_recovery(
     wrapped = await keyring.wrap(body.cek_payload)
     region = region_of(policy)
     chunk = max(1, _CHUNK // region) * region
-    with _create(final) as file:
-        last = False
-        while not last:
-            offset = body.plain_size
-            length = min(chunk, size - offset)
-            last = offset + length == size
-            file.write(body.encrypt(await read(offset, length), final=last))
-        description = {
-            "container": container_url,
-            "name": name,
-            "etag": etag,
-            "reason": reason,
-            "created": stamp,
-            "plain_size": size,
-            "blob_size": body.blob_size,
-            "metadata": {
-                **properties.metadata,
-                METADATA_KEY: body.encryption_data(wrapped).serialize(),
-                SEAL_KEY: body.seal(seal_kind(kind)),
-            },
-            "headers": asdict(properties.headers),
-            "tags": properties.tags,
-            "tier": properties.tier,
-        }
-        trailer = json.dumps(description).encode()
-        file.write(trailer + len(trailer).to_bytes(8, "big") + MAGIC)
-        file.flush()
-        os.fsync(file.fileno())
+    unknown: list[tuple[int, int]] = []
+    try:
+        with _create(final) as file:
+            last = False
+            while not last:
+                offset = body.plain_size
+                length = min(chunk, size - offset)
+                last = offset + length == size
+                plain, gaps = await read(offset, length)
+                unknown += gaps
+                file.write(body.encrypt(plain, final=last))
+            description = {
+                "container": container_url,
+                "name": name,
+                "etag": etag,
+                "reason": reason,
+                "created": stamp,
+                "plain_size": size,
+                "unknown": unknown,
+                "blob_size": body.blob_size,
+                "metadata": {
+                    **properties.metadata,
+                    METADATA_KEY: body.encryption_data(wrapped).serialize(),
+                    SEAL_KEY: body.seal(seal_kind(kind)),
+                },
+                "headers": asdict(properties.headers),
+                "tags": properties.tags,
+                "tier": properties.tier,
+            }
+            trailer = json.dumps(description).encode()
+            file.write(trailer + len(trailer).to_bytes(8, "big") + MAGIC)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        final.unlink(missing_ok=True)
+        raise
     return final
 
 

@@ -11,14 +11,24 @@
 
 import logging
 import secrets
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+
+import trio
 
 from blobfs.attributes import value_of
 from blobfs.blobs import BlobInfo, ContentHeaders
 from blobfs.draft import Draft
 from blobfs.envelope import METADATA_KEY
-from blobfs.errors import AlreadyExists, BlobfsError, ConditionFailed, NotFound
+from blobfs.errors import (
+    AlreadyExists,
+    BlobfsError,
+    ConditionFailed,
+    ContentError,
+    NotFound,
+    ServiceError,
+)
 from blobfs.fs.store import Store
 from blobfs.inodes import Node
 from blobfs.recovery import keep_for_recovery
@@ -28,6 +38,10 @@ log = logging.getLogger(__name__)
 
 KEEP_PAGES = 32 * 1024 * 1024
 """Bytes of pages kept after a commit of a file that stays open for writing."""
+
+BASE_PATIENCE = 3.0
+"""Seconds that a recovery file waits for the stored version below what was written. What does not
+come by then can be put in later, as long as that version is there."""
 
 CONFLICT_MARK = ".blobfs-conflict-"
 
@@ -145,7 +159,10 @@ async def _resolve(store: Store, node: Node, draft: Draft, upload: Upload) -> No
             node.info = current
             return
         same = node.info is not None and await _same(store, node.info, current)
-        if same or store.policy.overwrite_on_conflict:
+        if same:
+            store.rebase(node, current)
+            return
+        if store.policy.overwrite_on_conflict:
             node.info = current
             return
     elif store.policy.overwrite_on_conflict:
@@ -192,6 +209,19 @@ async def keep_or_lose(store: Store, node: Node, reason: str) -> None:
     """Write the recovery file of a draft that could not be stored, and say where it is."""
     draft = node.draft
     assert draft is not None
+    holes = 0
+    base_until = trio.current_time() + BASE_PATIENCE
+
+    async def read(offset: int, size: int) -> tuple[bytes, list[tuple[int, int]]]:
+        nonlocal holes, base_until
+        if trio.current_time() < base_until:
+            with suppress(ServiceError, ContentError), trio.move_on_at(base_until):
+                return await draft.read(offset, size), []
+            base_until = 0.0
+        plain, unknown = draft.written(offset, size)
+        holes += sum(length for _, length in unknown)
+        return plain, unknown
+
     try:
         path = await keep_for_recovery(
             store.policy.recovery_dir,
@@ -200,7 +230,7 @@ async def keep_or_lose(store: Store, node: Node, reason: str) -> None:
             etag=node.info.etag if node.info is not None else "",
             kind=node.kind,
             size=draft.size,
-            read=draft.read,
+            read=read,
             properties=await _own_properties(store, node),
             keyring=store.keyring,
             policy=store.write_policy,
@@ -209,4 +239,5 @@ async def keep_or_lose(store: Store, node: Node, reason: str) -> None:
     except (OSError, BlobfsError) as exc:
         log.critical("%s: NOT STORED, and no recovery file could be written: %s", node.path, exc)
     else:
-        log.error("%s: not stored; its content is kept, encrypted, in %s", node.path, path)
+        but = f", but for {holes} bytes of the version below it, which are zeros" if holes else ""
+        log.error("%s: not stored; its content is kept, encrypted, in %s%s", node.path, path, but)

@@ -20,7 +20,10 @@ from blobfs.writer import LARGEST_FILE, SINGLE_PUT
 log = logging.getLogger(__name__)
 
 KEEP_TIME = 10.0
-"""Seconds that a recovery file may wait for those parts of the content that are not here."""
+"""Seconds, and those that the bytes take, that writing a recovery file may take."""
+
+SLOWEST_DISK = 20 * 1024 * 1024
+"""Bytes a second that a recovery file is given time for."""
 
 DRAIN_TIME = 30.0
 """Seconds, and those that the bytes take, until files become recovery files as the mount ends:
@@ -49,6 +52,8 @@ class Files:
         if writable or flags & os.O_TRUNC:
             store.writable(node)
         await self._revalidate(node)
+        if writable or flags & os.O_TRUNC:
+            store.check_rewritable(node)
         number = self._inodes.open(node, writable=writable, reach=Reach(), privileged=privileged)
         try:
             if flags & os.O_TRUNC:
@@ -177,6 +182,7 @@ class Files:
 
     async def _truncate(self, node: Node, size: int, privileged: bool) -> None:
         _check_size(size)
+        self._store.check_rewritable(node)
         draft = await self._store.draft(node, empty=size == 0)
         self._invalidate_staged(node, size)
         await draft.truncate(size)
@@ -262,7 +268,8 @@ class Files:
 
     async def _keep(self, node: Node, reason: str) -> bool:
         """Write a recovery file, shielded; False when that may still be possible later."""
-        with trio.move_on_after(KEEP_TIME, shield=True):
+        size = 0 if node.draft is None else node.draft.size
+        with trio.move_on_after(KEEP_TIME + size / SLOWEST_DISK, shield=True):
             await commits.keep_or_lose(self._store, node, reason)
             self._forget_unsaved(node)
             return True
