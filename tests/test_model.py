@@ -332,8 +332,8 @@ def _entries_changed(directory: Look) -> bool:
 @pytest.mark.parametrize(
     ("examples", "options"),
     [
-        pytest.param(8, [], id="by default"),
-        pytest.param(3, ["metadata_ttl=0", "buffer_size=1M", "cache_size=1M"], id="uncached"),
+        pytest.param(6, [], id="by default"),
+        pytest.param(2, ["metadata_ttl=0", "buffer_size=1M", "cache_size=1M"], id="uncached"),
         pytest.param(4, ["protocol=1.0"], id="protocol 1.0"),
     ],
 )
