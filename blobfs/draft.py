@@ -173,7 +173,8 @@ class Draft:
         """Raises what reading the base raises, or PosixError(ENOSPC); the pages before the one
         that failed are written then."""
         view = memoryview(data)
-        self.front_to_back &= offset >= self.size
+        # Not after a hole: staging one of gigabytes would take longer than a write may.
+        self.front_to_back &= offset == self.size
         while view:
             index, start = divmod(offset, PAGE)
             piece = view[: PAGE - start]
