@@ -13,6 +13,7 @@
     │   ├── Denied                the token does not permit this
     │   │   └── TokenRefused      expired, not yet valid, revoked or wrongly signed
     │   ├── Leased
+    │   ├── HasSnapshots          the service deletes no blob before its snapshots
     │   ├── TooBig
     │   ├── Archived
     │   ├── Unavailable           network, 5xx or deadline, after retries
@@ -92,6 +93,10 @@ class Leased(ServiceError):
     pass
 
 
+class HasSnapshots(ServiceError):
+    pass
+
+
 class TooBig(ServiceError):
     pass
 
@@ -143,6 +148,7 @@ ERRNO: dict[type[BlobfsError], int] = {
     ConditionFailed: errno.ESTALE,
     Denied: errno.EACCES,
     Leased: errno.EBUSY,
+    HasSnapshots: errno.EBUSY,
     TooBig: errno.EFBIG,
     Archived: errno.EIO,
     Unavailable: errno.EIO,

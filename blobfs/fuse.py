@@ -123,8 +123,10 @@ class Operations(pyfuse3.Operations):
             log.debug("%s %s: %s: %s", operation, where, os.strerror(code), exc)
         elif isinstance(exc, ContentError | ServiceError):
             text = f"{operation} {where}: {os.strerror(code)}: {exc}"
+            asked_again = code == errno.ESTALE and operation in ("lookup", "getattr")
             quiet = code == errno.ENOENT or self._is_repetition(text, exc)
-            log.log(logging.DEBUG if quiet else logging.ERROR, "%s", text)
+            level = logging.INFO if asked_again else logging.ERROR
+            log.log(logging.DEBUG if quiet else level, "%s", text)
         elif isinstance(exc, BlobfsError):
             log.error("%s %s: %s", operation, where, exc)
         else:

@@ -19,8 +19,8 @@ import trio
 
 from blobfs import logs
 from blobfs.access import Access
-from blobfs.attributes import Defaults
-from blobfs.blobs import Client, Container
+from blobfs.attributes import Defaults, Kind, kind_of
+from blobfs.blobs import BlobInfo, Client, Container
 from blobfs.draft import PAGE, PagePool
 from blobfs.envelope import KeySet, Protocol, load_key_set
 from blobfs.errors import (
@@ -118,9 +118,8 @@ def _run(options: MountOptions, ready: Callable[[], None]) -> int:
 def _explain(options: MountOptions, exc: BaseException) -> str:
     """Why there is no mount, and what to do, in one line."""
     text = redact(str(exc)) or type(exc).__name__
-    where = options.source.display
     if isinstance(exc, NotFound):
-        text = f"{where} does not exist: check the names, or make the container first"
+        text += ": check the names, or make the container first"
     elif isinstance(exc, TokenRefused):
         text += "; get a new token and put it into sas_file"
     elif isinstance(exc, Denied):
@@ -164,14 +163,15 @@ async def _serve(options: MountOptions, keys: KeySet | None, ready: Callable[[],
         volumes = [_volume(client, access, options, keyring) for access in options.accesses]
         try:
             with trio.fail_after(options.timeout):
-                for volume in volumes:
-                    await _check_source(volume.container, volume.prefix)
+                markers = [await _check_source(v.container, v.prefix) for v in volumes]
         except trio.TooSlowError:
             raise Unavailable(
                 f"{options.source.display} gave no answer within {options.timeout:g} s: "
                 "check the name and the network"
             ) from None
         fs = _build(options, volumes, keyring, spool, nursery)
+        if options.sas_dir is None and markers[0] is not None:
+            fs.store.take_up(fs.store.inodes.root, markers[0])
         operations = Operations(fs, options.timeout)
         unmounted = False
         pyfuse3.init(operations, str(options.mountpoint), kernel_options(options))
@@ -191,16 +191,27 @@ async def _serve(options: MountOptions, keys: KeySet | None, ready: Callable[[],
     log.info("unmounted %s", options.mountpoint)
 
 
-async def _check_source(container: Container, prefix: str) -> None:
-    """Raises what the service says, or OptionError when the folder to be mounted is not there."""
-    page = await container.list(prefix and prefix + "/", max_results=1)
-    if prefix and not (page.blobs or page.prefixes or page.next_marker):
-        try:
-            await container.head(prefix)
-        except NotFound:
-            raise OptionError(
-                f"the container has no folder {prefix!r}; mount the container and mkdir it"
-            ) from None
+async def _check_source(container: Container, prefix: str) -> BlobInfo | None:
+    """The marker of the folder to be mounted, if it has one.
+
+    Raises what the service says, or OptionError when the folder is not there.
+    """
+    try:
+        page = await container.list(prefix and prefix + "/", max_results=1)
+    except NotFound:
+        raise NotFound(f"{container.url} does not exist") from None
+    if not prefix:
+        return None
+    try:
+        marker = await container.head(prefix)
+    except NotFound:
+        marker = None
+    if marker is not None and kind_of(marker.metadata, marker.size) is Kind.DIRECTORY:
+        return marker
+    if not (page.blobs or page.prefixes or page.next_marker):
+        what = "no folder" if marker is None else "a file, no folder,"
+        raise OptionError(f"the container has {what} {prefix!r}; mount the container and mkdir it")
+    return None
 
 
 def _volume(client: Client, access: Access, options: MountOptions, keyring: Keyring) -> Volume:

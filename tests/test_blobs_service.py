@@ -14,9 +14,9 @@ from blobfs.errors import (
     AlreadyExists,
     ConditionFailed,
     Denied,
+    HasSnapshots,
     Leased,
     NotFound,
-    Rejected,
     TokenRefused,
     Unavailable,
 )
@@ -357,7 +357,7 @@ async def test_a_lease_and_snapshots_protect_a_blob(azurite: Azurite, container:
                 await call
         lease.release()
         sdk.get_blob_client("a").create_snapshot()
-        with pytest.raises(Rejected, match="SnapshotsPresent"):
+        with pytest.raises(HasSnapshots, match="SnapshotsPresent"):
             await box.delete("a")
 
 

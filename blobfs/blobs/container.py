@@ -325,7 +325,7 @@ class Container:
 
     async def delete(self, name: str, *, if_match: str | None = None) -> None:
         """Raises NotFound when the blob was not there before. A blob with snapshots is kept:
-        Rejected."""
+        HasSnapshots."""
         answer = await self._ask_blob(
             operations.DELETE_BLOB, name, headers=wire.conditions(if_match)
         )

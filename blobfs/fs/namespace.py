@@ -263,6 +263,7 @@ class Namespace:
             else:
                 # Two nodes' locks: the kernel runs one rename over a directory pair at a time,
                 # and nothing else takes a second lock.
+                store.check_rewritable(target)
                 async with store.locked(target, holding=node):
                     replaced = target.info
                     async with store.hidden(target):

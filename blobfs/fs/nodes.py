@@ -25,6 +25,9 @@ from blobfs.reader import Reader
 log = logging.getLogger(__name__)
 
 
+_READ_ONLY_TYPES = {"AppendBlob": "an append blob", "PageBlob": "a page blob"}
+
+
 @dataclass(frozen=True, slots=True)
 class Volume:
     """One container, or a folder in it, as part of a mount."""
@@ -187,7 +190,7 @@ class Nodes:
             node = self.inodes.add(parent, name, attrs)
         elif node.is_local:
             return node
-        self._take_up(node, info)
+        self.take_up(node, info)
         return node
 
     def _is_replaced(self, node: Node, info: BlobInfo | None) -> bool:
@@ -203,7 +206,8 @@ class Nodes:
         same = value is not None and value == value_of(known.metadata, METADATA_KEY)
         return known.etag != info.etag and not same
 
-    def _take_up(self, node: Node, info: BlobInfo | None) -> None:
+    def take_up(self, node: Node, info: BlobInfo | None) -> None:
+        """The service just said this of the node, which has nothing unsaved."""
         node.fresh_until = self.fresh_until()
         if info is None:
             node.info = None  # a directory whose marker is gone keeps what it was shown with
@@ -252,14 +256,43 @@ class Nodes:
         """
         container, name = self.locate(node)
         known = node.info
-        info = await container.head(name)
+        try:
+            info = await container.head(name)
+        except NotFound:
+            if node is not self.inodes.root:
+                raise
+            node.info = None  # a mounted folder stays, with or without a marker
+            return
         if node.info is known and not node.is_local:
             if kind_of_blob(info) is not node.kind:
                 raise NotFound(f"{name!r} is of another type by now")
             if self._is_replaced(node, info):
                 self.vanish(node)
                 raise ConditionFailed(f"{name!r} was replaced by someone else while it was open")
-            self._take_up(node, info)
+            self.take_up(node, info)
+
+    def rebase(self, node: Node, info: BlobInfo) -> None:
+        """Others changed the blob's metadata while this mount has changes that are not stored:
+        what we left alone is as they have it."""
+        if node.info is not None:
+            before = self.attributes_of(node.info, node.kind)
+            theirs = self.attributes_of(info, node.kind)
+            for name in ("mode", "uid", "gid", "mtime_ns", "atime_ns"):
+                if getattr(node.attrs, name) == getattr(before, name):
+                    setattr(node.attrs, name, getattr(theirs, name))
+        node.info = info
+
+    def check_rewritable(self, node: Node) -> None:
+        """Raises PosixError(EPERM) for blobs of which Azure replaces the content by no request
+        that a large file could be written with: those would have to be deleted first."""
+        info = node.info
+        if info is not None and info.blob_type in _READ_ONLY_TYPES:
+            self.log_once(
+                logging.WARNING,
+                f"{info.name!r} is {_READ_ONLY_TYPES[info.blob_type]}, which is never rewritten: "
+                "write a copy of it, delete it, and rename the copy",
+            )
+            raise PosixError(errno.EPERM)
 
     def is_held(self, node: Node) -> bool:
         """Whether it or anything below it has changes that are not stored: then it stays where

@@ -177,14 +177,14 @@ class Store(Nodes):
             self._give_up(node)
             raise AlreadyExists(f"{name!r} is a file: the directory of its name has no attributes")
         if node.is_directory or node.info is None:
-            node.info = info
+            self.rebase(node, info)
             return
         if not await self.reader.same_content(node.info, info):
             self._give_up(node)
             raise ConditionFailed(f"{name!r} was replaced by someone else")
         if node.content is not None:
             node.content.info = info
-        node.info = info
+        self.rebase(node, info)
 
     def _give_up(self, node: Node) -> None:
         node.unsaved = False

@@ -174,8 +174,8 @@ class Tree:
             listing = self._fresh_listing(directory)
             if listing is not None or directory.big:
                 return listing
-        event = self._loading[directory.ino] = trio.Event()
         walk = Walk(self._store, directory, self._page_size)
+        event = self._loading[directory.ino] = trio.Event()
         try:
             await walk.next_page()
             directory.big = not walk.ended
