@@ -1,6 +1,5 @@
 """The service's XML: listings, tags, block lists; and what is refused."""
 
-import time
 
 import pytest
 
@@ -120,13 +119,10 @@ def test_a_document_cannot_define_entities(document: bytes) -> None:
         parse_listing(document)
 
 
-def test_5000_entries_are_parsed_before_anyone_notices() -> None:
+def test_a_page_of_5000_entries_is_parsed() -> None:
     entries = "".join(ENTRY.format(name=f"dir/{n}", value="x" * 1000) for n in range(5000))
-    document = listing(entries)
-    start = time.process_time()
-    assert len(parse_listing(document).blobs) == 5000
-    # Measured: 0.13 s on an idle core; the rest is for a busy machine.
-    assert time.process_time() - start < 0.6
+    names = [blob.name for blob in parse_listing(listing(entries)).blobs]
+    assert names == [f"dir/{n}" for n in range(5000)]
 
 
 def test_tags_survive_the_way_there_and_back() -> None:
