@@ -123,7 +123,7 @@ class Operations(pyfuse3.Operations):
             log.debug("%s %s: %s: %s", operation, where, os.strerror(code), exc)
         elif isinstance(exc, ContentError | ServiceError):
             text = f"{operation} {where}: {os.strerror(code)}: {exc}"
-            asked_again = code == errno.ESTALE and operation in ("lookup", "getattr")
+            asked_again = code == errno.ESTALE and self._by_name(operation, args)
             quiet = code == errno.ENOENT or self._is_repetition(text, exc)
             level = logging.INFO if asked_again else logging.ERROR
             log.log(logging.DEBUG if quiet else level, "%s", text)
@@ -132,6 +132,13 @@ class Operations(pyfuse3.Operations):
         else:
             log.error("%s %s: a bug in blobfs", operation, where, exc_info=exc)
         return code
+
+    def _by_name(self, operation: str, args: tuple[Any, ...]) -> bool:
+        """Whether the kernel will look the name up again after ESTALE: not for an open file,
+        whose reads ask for its attributes first."""
+        if operation == "lookup":
+            return True
+        return operation == "getattr" and not self._fs.inodes.get(args[0]).opens
 
     def _is_repetition(self, text: str, exc: BaseException) -> bool:
         """Whether the same was said just now: the kernel looks up a name again, and reads a page
