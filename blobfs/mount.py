@@ -209,8 +209,11 @@ async def _check_source(container: Container, prefix: str) -> BlobInfo | None:
     if marker is not None and kind_of(marker.metadata, marker.size) is Kind.DIRECTORY:
         return marker
     if not (page.blobs or page.prefixes or page.next_marker):
-        what = "no folder" if marker is None else "a file, no folder,"
-        raise OptionError(f"the container has {what} {prefix!r}; mount the container and mkdir it")
+        if marker is not None:
+            raise OptionError(f"{prefix!r} is a file, and only a folder can be mounted")
+        raise OptionError(
+            f"the container has no folder {prefix!r}; mount the container and mkdir it"
+        )
     return None
 
 

@@ -19,7 +19,7 @@ import trio
 from blobfs.attributes import INTENT_KEY, put_key, value_of
 from blobfs.blobs import BlobInfo, Container, ContentHeaders
 from blobfs.envelope import METADATA_KEY
-from blobfs.errors import AlreadyExists, BlobfsError, NotFound, root_cause
+from blobfs.errors import AlreadyExists, BlobfsError, NotFound, Unavailable
 from blobfs.fs.store import Store
 from blobfs.inodes import Node
 from blobfs.names import check_blob_name
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 CLEAN_UP_TIME = 300.0
 """Seconds that undoing a failed rename may take."""
+
+ITEM_TIME = 600.0
+"""Seconds that one blob of a directory may take."""
 
 PARALLEL = 16
 """Requests of one directory rename under way at once."""
@@ -43,6 +46,7 @@ class _Move:
     old: str
     new: str
     sources: list[BlobInfo] = field(default_factory=list)
+    begun: set[str] = field(default_factory=set)
     copies: dict[str, BlobInfo] = field(default_factory=dict)
     deleted: set[str] = field(default_factory=set)
 
@@ -120,19 +124,29 @@ T = TypeVar("T")
 
 
 async def _for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:
-    """`work` on all items, some at once; the first failure stops the rest. Raises one error."""
+    """`work` on all items, some at once. After a failure no more are begun; those under way are
+    waited for, cancelled or not, since what became of them must be known. Raises the first error.
+    """
     limiter = trio.CapacityLimiter(PARALLEL)
+    failures: list[Exception] = []
 
     async def one(item: T) -> None:
         async with limiter:
-            await work(item)
+            if failures:
+                return
+            try:
+                with trio.fail_after(ITEM_TIME, shield=True):
+                    await work(item)
+            except trio.TooSlowError:
+                failures.append(Unavailable(f"no answer within {ITEM_TIME:g} s"))
+            except Exception as exc:
+                failures.append(exc)
 
-    try:
-        async with trio.open_nursery() as nursery:
-            for item in items:
-                nursery.start_soon(one, item)
-    except ExceptionGroup as exc:
-        raise root_cause(exc) from exc
+    async with trio.open_nursery() as nursery:
+        for item in items:
+            nursery.start_soon(one, item)
+    if failures:
+        raise failures[0]
 
 
 async def _announce(move: _Move, target: Node | None) -> BlobInfo:
@@ -175,6 +189,7 @@ def _moved_name(move: _Move, info: BlobInfo) -> str:
 
 async def _copy(move: _Move, info: BlobInfo) -> None:
     name = _moved_name(move, info)
+    move.begun.add(info.name)
     try:
         move.copies[info.name] = await _copy_blob(move, info, name)
     except AlreadyExists:
@@ -214,6 +229,23 @@ async def _delete_source(move: _Move, info: BlobInfo) -> None:
     move.deleted.add(info.name)
 
 
+async def _is_there(move: _Move, name: str) -> bool:
+    try:
+        await move.container.head(name)
+    except NotFound:
+        return False
+    return True
+
+
+async def _unnoticed_copy(move: _Move, info: BlobInfo) -> BlobInfo | None:
+    """A copy that was made although the request for it failed, as one without an answer may."""
+    try:
+        there = await move.container.head(_moved_name(move, info))
+    except NotFound:
+        return None
+    return there if _is_copy(there, info) else None
+
+
 async def _undo(move: _Move, marker: BlobInfo, target: Node | None) -> None:
     """Bring every file back to its old name, or leave it under its new one alone.
 
@@ -223,17 +255,19 @@ async def _undo(move: _Move, marker: BlobInfo, target: Node | None) -> None:
 
     async def restore(info: BlobInfo) -> None:
         nonlocal complete
-        copy = move.copies[info.name]
         try:
-            if info.name in move.deleted:
+            copy = move.copies.get(info.name) or await _unnoticed_copy(move, info)
+            if copy is None:
+                return
+            if info.name in move.deleted or not await _is_there(move, info.name):
                 await _copy_blob(move, copy, info.name)
             await move.store.delete(move.container, copy.name, copy.etag)
         except BlobfsError as exc:
             complete = False
-            log.error("a rename failed, and %r stays under that name: %s", copy.name, exc)
+            log.error("a rename failed, and %r stays so: %s", _moved_name(move, info), exc)
 
     with trio.move_on_after(CLEAN_UP_TIME, shield=True) as scope:
-        await _for_each([x for x in move.sources if x.name in move.copies], restore)
+        await _for_each([x for x in move.sources if x.name in move.begun], restore)
         if complete and target is None:
             await move.store.delete(move.container, marker.name, marker.etag)
         elif complete:
