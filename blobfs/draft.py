@@ -38,16 +38,14 @@ class PagePool:
 
         Raises PosixError(ENOSPC) when the spool is full; no page is lost or changed.
         """
-        if self._used + growth <= self._limit:
-            return
         key = (id(owner), index)
-        for oldest, (other, number) in list(self._pages.items()):
-            if oldest != key:
-                freed = other.spill(number)
-                del self._pages[oldest]
-                self._used -= freed
-            if self._used + growth <= self._limit:
+        while self._used + growth > self._limit:
+            oldest = next((other for other in self._pages if other != key), None)
+            if oldest is None:
                 return
+            other, number = self._pages[oldest]
+            self._used -= other.spill(number)
+            del self._pages[oldest]
 
     def touched(self, owner: "PageMap", index: int, growth: int) -> None:
         """A page was written, in room made before."""
@@ -148,7 +146,8 @@ class Draft:
     The caller serialises `write` and `truncate` (the node's lock); `read` may run at any time,
     also while one of them waits for the base, and then sees the state before or after it.
     `dirty` says that the service does not have this content yet; `changes` counts changes;
-    `front_to_back` that nothing was written but at the end.
+    `front_to_back` that nothing was written but at the end; `is_over_ours` that the base is what
+    this very draft was stored as.
     """
 
     def __init__(self, pool: PagePool, base_size: int, read_base: ReadBase | None) -> None:
@@ -159,6 +158,7 @@ class Draft:
         self.dirty = False
         self.changes = 0
         self.front_to_back = base_size == 0
+        self.is_over_ours = False
         self.failed_at = -1  # `changes` at the time of the last failed commit
 
     @property
@@ -245,6 +245,7 @@ class Draft:
         """
         self.dirty = False
         self.front_to_back = False
+        self.is_over_ours = True
         self.base_size = self.size
         if self.bytes_held > keep:
             self._pages.clear()
