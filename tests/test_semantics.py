@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import socket
 import stat
 import subprocess
@@ -348,6 +349,19 @@ def test_programs_in_the_mount_run_without_set_id_bits_and_devices(here: Mount) 
     options = line.split()[5].split(",")
     assert {"nosuid", "nodev"} <= set(options)
     assert line.partition(" - ")[2].split()[:2] == ["fuse.blobfs", here.source]
+
+
+def test_a_running_program_is_emptied_by_a_refused_open(here: Mount, name: str) -> None:
+    program = here.path / name
+    shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
+    with subprocess.Popen([program, "60"]) as running:
+        with refused(errno.ETXTBSY):
+            os.open(program, os.O_WRONLY)
+        assert program.stat().st_size > 0
+        with refused(errno.ETXTBSY):
+            os.open(program, os.O_RDONLY | os.O_TRUNC)
+        assert program.stat().st_size == 0
+        running.kill()
 
 
 # --- names -----------------------------------------------------------------------------------
