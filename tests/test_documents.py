@@ -75,9 +75,9 @@ def test_what_is_linked_to_exists(path: Path) -> None:
 def test_files_and_tests_that_are_named_exist(path: Path) -> None:
     text = path.read_text()
     named = re.findall(r"`((?:blobfs|tests|scripts)/[\w./-]+)`", text)
-    named += re.findall(r"(tests/\w+\.py)::", text)
+    named += re.findall(r"(tests/[\w/]+\.py)::", text)
     assert [name for name in named if not (ROOT / name).exists()] == []
-    for file, test in re.findall(r"(tests/\w+\.py)::(\w+)", text):
+    for file, test in re.findall(r"(tests/[\w/]+\.py)::(\w+)", text):
         assert test in test_functions(ROOT / file), f"{file} has no {test}"
 
 
@@ -96,7 +96,7 @@ def test_every_row_of_semantics_names_the_test_that_proves_it() -> None:
         for header, rows in tables(SEMANTICS)
         for row in rows
         if header[-1] != "proved by"
-        or not re.fullmatch(r"(`tests/\w+\.py::test_\w+`\s*)+", row[-1])
+        or not re.fullmatch(r"(`tests/[\w/]+\.py::test_\w+`\s*)+", row[-1])
     ]
     assert unproved == []
 
