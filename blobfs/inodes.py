@@ -125,7 +125,8 @@ class Node:
     @property
     def is_local(self) -> bool:
         """Whether we know more about it than the service does."""
-        return self.draft is not None or self.unsaved or bool(self.overlay)
+        has_written = self.draft is not None and self.draft.dirty
+        return has_written or self.unsaved or bool(self.overlay)
 
     @property
     def size(self) -> int:
@@ -274,6 +275,7 @@ class Inodes:
         while (
             node.ino != ROOT_INO
             and node.ino in self._nodes
+            and node.draft is None
             and not (node.lookups or node.opens or node.children or node.is_local)
             and (node.volume is None or node.parent is None)
         ):

@@ -405,6 +405,36 @@ async def test_writing_to_a_file_that_others_deleted_is_refused(
     assert service.names() == []
 
 
+async def test_who_may_write_and_has_nothing_unsaved_does_not_hide_what_others_store(
+    service: Service,
+) -> None:
+    async with service.host() as ours, service.host() as others:
+        handle = await ours.create("file", b"ours")
+        await ours.fs.files.fsync(handle)
+        theirs = await others.open("file", os.O_RDWR | os.O_TRUNC)
+        await others.fs.files.write(theirs, 0, b"theirs")
+        await others.close(theirs)
+        assert await ours.read("file") == b"theirs"
+        assert await ours.fs.files.read(handle, 0, 10) == b"ours"
+        with failing(errno.ESTALE):
+            await ours.fs.files.write(handle, 0, b"more")
+        await ours.close(handle)
+        assert await ours.read("file") == b"theirs"
+
+
+async def test_a_link_that_others_changed_is_read_anew_also_after_a_rename(
+    service: Service,
+) -> None:
+    async with service.host() as ours, service.host() as others:
+        root = others.fs.inodes.root
+        await others.fs.names.symlink(root, "link", b"before", CALLER)
+        assert await ours.fs.names.readlink(await ours.node("link")) == b"before"
+        await others.unlink("link")
+        await others.fs.names.symlink(root, "link", b"afterwards", CALLER)
+        await ours.rename("link", "renamed")
+        assert await ours.fs.names.readlink(await ours.node("renamed")) == b"afterwards"
+
+
 async def test_a_handle_never_reads_bytes_of_another_version(service: Service) -> None:
     # The kernel has one page cache for all handles of an inode: what the older handle reads would
     # be served to the newer one.

@@ -125,6 +125,7 @@ class Files:
             draft = await self._store.draft(node)
             self._invalidate_staged(node, offset)
             await draft.write(offset, data)
+            self._store.check_present(node)  # others may have come while the draft was read into
             self._modified(node, handle.privileged)
             await self._stage(node, draft)
         return len(data)
@@ -186,6 +187,7 @@ class Files:
         draft = await self._store.draft(node, empty=size == 0)
         self._invalidate_staged(node, size)
         await draft.truncate(size)
+        self._store.check_present(node)
         self._modified(node, privileged)
 
     async def flush(self, number: int) -> None:

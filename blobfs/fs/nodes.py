@@ -220,6 +220,8 @@ class Nodes:
                 node.attrs.mtime_ns = max(mtime, node.attrs.mtime_ns)
                 node.attrs.ctime_ns = max(ctime, node.attrs.ctime_ns)
             node.target = None
+            if not node.opens:
+                node.content = None  # a symlink's, of the version before
             node.plain_size = self._listed_size(node, info)
         node.info = info
 
