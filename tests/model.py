@@ -158,6 +158,14 @@ class Side:
     def truncate(self, path: str, size: int) -> None:
         os.truncate(self._at(path), size)
 
+    def sync(self, path: str) -> None:
+        """Have all that is unsaved of a file or directory stored."""
+        descriptor = os.open(self._at(path), os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
     # Open files
 
     def open(self, number: int, path: str, flags: int, mode: int) -> None:
