@@ -118,9 +118,7 @@ def _run(options: MountOptions, ready: Callable[[], None]) -> int:
 def _explain(options: MountOptions, exc: BaseException) -> str:
     """Why there is no mount, and what to do, in one line."""
     text = redact(str(exc)) or type(exc).__name__
-    if isinstance(exc, NotFound):
-        text += ": check the names, or make the container first"
-    elif isinstance(exc, TokenRefused):
+    if isinstance(exc, TokenRefused):
         text += "; get a new token and put it into sas_file"
     elif isinstance(exc, Denied):
         text += "; the token needs at least the permissions r and l"
@@ -199,7 +197,9 @@ async def _check_source(container: Container, prefix: str) -> BlobInfo | None:
     try:
         page = await container.list(prefix and prefix + "/", max_results=1)
     except NotFound:
-        raise NotFound(f"{container.url} does not exist") from None
+        raise NotFound(
+            f"{container.url} does not exist: check the names, or make the container first"
+        ) from None
     if not prefix:
         return None
     try:
