@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from scripts.benchmarks import machine, peers
 from scripts.benchmarks.picture import draw
@@ -39,13 +41,20 @@ def main() -> int:
     services = arguments.service or (
         ["azurite", "azurite+10ms", "ceiling"] if arguments.quick else list(_services(WORKLOADS))
     )
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # end as on Ctrl-C
-    signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGINT))
+    for number in _ENDING:
+        signal.signal(number, _end)
+    HOME.mkdir(exist_ok=True)
+    lock = (HOME / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit("bench: another one is running, and each would measure the other")
+    for left in HOME.glob("run-*"):  # of one that was killed
+        shutil.rmtree(left)
     _enter_own_network()
     description = _description(arguments)
     arguments.output.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
-    HOME.mkdir(exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="run-", dir=HOME))
     try:
         with Runner(
@@ -112,6 +121,16 @@ def _chosen(names: list[str]) -> list[Workload]:
     if unknown:
         sys.exit(f"bench: no workload {unknown[0]!r}; scripts/bench --list shows them")
     return [workload for workload in WORKLOADS if not names or workload.name in names]
+
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """End in order, once: the next Ctrl-C would leave behind what the first has yet to end."""
+    for ending in _ENDING:
+        signal.signal(ending, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _enter_own_network() -> None:

@@ -40,11 +40,15 @@ class Result:
     """Bytes that the workload's programs read or write; 0 where it is not about bytes."""
     goal: float | None
     """The ratio to reach."""
+    at_most: dict[str, float] = field(default_factory=dict)
+    """What medians of other figures may be."""
     samples: list[Sample] = field(default_factory=list)
     error: str = ""
     """Why there are no samples: the peer cannot do the workload."""
 
     def median(self, of: str = "seconds") -> float:
+        if of == "wire/data":
+            return self.median("bytes") / self.payload
         return float(statistics.median(getattr(sample, of) for sample in self.samples))
 
     @property
@@ -73,12 +77,19 @@ def ratio(group: Sequence[Result]) -> float | None:
 
 
 def misses(results: Iterable[Result]) -> list[str]:
-    """One line for each goal that was not reached."""
+    """One line for each of blobfs's goals that was not reached."""
     lines = []
     for (workload, service), group in by_workload(results).items():
         goal, reached = group[0].goal, ratio(group)
         if goal is not None and reached is not None and reached < goal:
-            lines.append(f"{workload} on {service}: {reached:.2f}, the goal is {goal:g}")
+            lines.append(f"{workload} on {service}: ratio {reached:.2f}, the goal is {goal:g}")
+        for result in group:
+            if result.peer == BLOBFS and result.samples:
+                lines += [
+                    f"{workload} on {service}: {of} {result.median(of):g}, the goal is {most:g}"
+                    for of, most in result.at_most.items()
+                    if result.median(of) > most
+                ]
     return lines
 
 
@@ -127,7 +138,7 @@ def _row(result: Result, ratio: float | None) -> tuple[str, ...]:
         f"{ratio:.2f}" if ratio is not None else "",
         f"{result.median('requests'):.0f}",
         _bytes(wire),
-        f"{wire / data:.2f}" if data else "",
+        f"{result.median('wire/data'):.2f}" if data else "",
         f"{cpu:.2f}",
         f"{cpu / data * GIB:.2f}" if data else "",
         _bytes(result.median("peak_bytes")),

@@ -81,6 +81,7 @@ class Runner:
                 peer,
                 workload.payload(self._scale),
                 workload.goal_on(service),
+                workload.at_most(self._scale),
             )
             for peer in runs
         }

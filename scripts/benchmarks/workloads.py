@@ -1,6 +1,7 @@
 """What is measured. Each workload does what a user's program would do, on a mount just made."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -51,6 +52,8 @@ class Workload:
     """Part of the preparation, in the same mount."""
     goal: float = 1
     ceiling_goal: float | None = None
+    at_most: Callable[[Scale], dict[str, float]] = lambda scale: {}
+    """Goals for other figures, by the names of `Sample`'s fields."""
     ceiling: str = ""
     """The container of the ceiling."""
     curl: Callable[[str, Path], list[str | Path]] | None = None
@@ -248,6 +251,10 @@ def _random(name: str, block: int, jobs: int) -> Workload:
         fixture="big",
         before=look,
         payload=lambda scale: scale.random_reads // jobs * jobs * block,
+        at_most=lambda scale: {
+            "requests": scale.random_reads // jobs * jobs,
+            **({"wire/data": 20} if block == 4096 else {}),
+        },
     )
 
 
@@ -283,6 +290,7 @@ WORKLOADS = (
         first_byte,
         fixture="big",
         before=look,
+        at_most=lambda scale: {"requests": 1},
     ),
     _random("random-4k", 4096, 1),
     _random("random-4k-16", 4096, 16),
@@ -312,12 +320,20 @@ WORKLOADS = (
         fixture="small",
         goal=2,
     ),
-    Workload("cat-one", lambda s: "cat of a listed file", cat_one, fixture="small", before=_list),
+    Workload(
+        "cat-one",
+        lambda s: "cat of a listed file",
+        cat_one,
+        fixture="small",
+        before=_list,
+        at_most=lambda scale: {"requests": 1},
+    ),
     Workload(
         "cp-one",
         lambda s: "cp of one file into a listed directory",
         _one("cp"),
         fixture="small",
+        at_most=lambda scale: {"requests": 1},
         before=_list,
         writes=True,
     ),
@@ -326,6 +342,7 @@ WORKLOADS = (
         lambda s: "cp -a of one file into a listed directory",
         _one("cp", "-a"),
         fixture="small",
+        at_most=lambda scale: {"requests": 2},
         before=_list,
         writes=True,
     ),
@@ -334,13 +351,21 @@ WORKLOADS = (
         lambda s: "rsync -a of one file into a listed directory",
         _one("rsync", "-a"),
         fixture="small",
+        at_most=lambda scale: {"requests": 3},
         before=_list,
         writes=True,
     ),
     Workload(
         "rm", lambda s: f"rm -r, {_count(s)}", remove, fixture="small", consumes=True, writes=True
     ),
-    Workload("ls", lambda s: f"ls -lR, {_many(s)}", list_all, fixture="many", goal=2),
+    Workload(
+        "ls",
+        lambda s: f"ls -lR, {_many(s)}",
+        list_all,
+        fixture="many",
+        goal=2,
+        at_most=lambda scale: {"requests": scale.directories + 2},  # those and the two above
+    ),
     Workload("find", lambda s: f"find, {_many(s)}", find, fixture="many", goal=2),
     Workload(
         "append",
@@ -389,6 +414,7 @@ WORKLOADS = (
         lambda scale: f"sequential read, {size(scale.huge)}",
         read,
         services=("ceiling",),
+        at_most=lambda scale: {"peak_bytes": 300 * MIB},
         payload=lambda scale: scale.huge,
         ceiling="huge",
     ),
@@ -397,6 +423,7 @@ WORKLOADS = (
         lambda scale: f"sequential write, {size(scale.huge)}",
         write_huge,
         services=("ceiling",),
+        at_most=lambda scale: {"peak_bytes": 300 * MIB},
         payload=lambda scale: scale.huge,
         ceiling="huge",
     ),
@@ -405,6 +432,10 @@ WORKLOADS = (
         lambda scale: f"ls -l, {scale.listed:,} blobs in one directory",
         list_huge,
         services=("ceiling",),
+        at_most=lambda scale: {
+            "requests": math.ceil(scale.listed / 5000),
+            "peak_bytes": 150 * MIB,
+        },
         ceiling="listed",
     ),
 )
