@@ -1,4 +1,4 @@
-"""An HTTP relay in front of Azurite that fails or holds the requests that a test chooses."""
+"""An HTTP relay in front of Azurite that fails, holds or answers the requests a test chooses."""
 
 import copy
 import http.client
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.azurite import Azurite
 
@@ -19,6 +19,7 @@ class Asked(NamedTuple):
     method: str
     name: str
     is_copy: bool
+    query: dict[str, list[str]]
 
 
 class Refusal(NamedTuple):
@@ -26,7 +27,8 @@ class Refusal(NamedTuple):
     code: str
 
 
-Choose = Callable[[Asked], Refusal | None]
+Choose = Callable[[Asked], Refusal | bytes | None]
+"""What is answered instead of the service: a failure, or a document."""
 
 
 class Relay:
@@ -34,6 +36,7 @@ class Relay:
 
     def __init__(self, azurite: Azurite) -> None:
         self.choose: Choose = lambda asked: None
+        self.rewrite: Callable[[str], str] = lambda path: path
         relay = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -41,12 +44,17 @@ class Relay:
 
             def _relay(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                path = unquote(urlsplit(self.path).path)
+                url = urlsplit(self.path)
+                path = unquote(url.path)
                 name = path.removeprefix(f"/{azurite.account}/").partition("/")[2]
                 is_copy = "x-ms-copy-source" in self.headers
-                refusal = relay.choose(Asked(self.command, name, is_copy))
+                asked = Asked(self.command, name, is_copy, parse_qs(url.query))
+                refusal = relay.choose(asked)
                 if refusal is None:
                     self._pass_on(body)
+                elif isinstance(refusal, bytes):
+                    fields = [("Content-Type", "application/xml"), ("x-ms-version", "2021-12-02")]
+                    self._answer(200, [*fields, ("x-ms-request-id", "of-the-relay")], refusal)
                 else:
                     self._answer(
                         refusal.status,
@@ -58,7 +66,10 @@ class Relay:
                 connection = http.client.HTTPConnection("127.0.0.1", azurite.port, timeout=60)
                 try:
                     connection.putrequest(
-                        self.command, self.path, skip_host=True, skip_accept_encoding=True
+                        self.command,
+                        relay.rewrite(self.path),
+                        skip_host=True,
+                        skip_accept_encoding=True,
                     )
                     for field, value in self.headers.items():
                         connection.putheader(field, value)

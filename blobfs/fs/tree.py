@@ -41,6 +41,7 @@ class Walk:
         self._prefix = name + "/" if name else ""
         self._scanner = Scanner(self._prefix)
         self._scan = store.listings.begin(directory)
+        store.listings.drop(directory)  # it is stale, or there would be no walk
         self._fresh_until = store.fresh_until()
         self._entries: dict[str, Entry] | None = {}
         self._marker = ""
