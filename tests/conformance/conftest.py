@@ -34,7 +34,7 @@ def crossing() -> Iterator[Path]:
 def root(request: pytest.FixtureRequest, azurite: Azurite, crossing: Path) -> Iterator[Path]:
     if request.param == "local":
         path = crossing / "local"
-        path.mkdir()
+        path.mkdir(exist_ok=True)  # set up anew for each module that xdist runs
         yield path
         return
     with mounted(azurite, azurite.new_container(), crossing, "allow_other") as mount:
