@@ -130,6 +130,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
     """End in order, once: the next Ctrl-C would leave behind what the first has yet to end."""
     for ending in _ENDING:
         signal.signal(ending, signal.SIG_IGN)
+    say(f"ended by {signal.Signals(number).name}")
     raise KeyboardInterrupt
 
 

@@ -16,8 +16,13 @@ _COLOURS = {
 
 
 def draw(machine: dict[str, str], results: Sequence[Result], paths: Sequence[Path]) -> None:
-    """Write the chart to each path, in the format that its suffix names."""
-    groups = by_workload(results)
+    """Write the chart to each path, in the format that its suffix names.
+
+    Nothing is written when nothing was compared.
+    """
+    groups = {key: group for key, group in by_workload(results).items() if ratio(group) is not None}
+    if not groups:
+        return
     titles = {group[0].workload: group[0].title for group in groups.values()}
     names = list(titles)
     services = [name for name in _COLOURS if any(service == name for _, service in groups)]
@@ -42,7 +47,8 @@ def draw(machine: dict[str, str], results: Sequence[Result], paths: Sequence[Pat
     axes.set_yticks([i + 0.4 - height / 2 for i in range(len(names))], list(titles.values()))
     axes.invert_yaxis()
     axes.margins(x=0.15)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    for formatted in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        formatted(lambda value, _: f"{value:g}x")
     axes.set_xlabel("times faster than rclone (on the ceiling: than curl); right of 1 is faster")
     axes.set_title(f"blobfs, {machine['cpu']}, {machine['date']}", fontsize=9)
     axes.legend(fontsize=8)
