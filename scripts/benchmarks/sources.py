@@ -16,13 +16,14 @@ class Scale:
 
     def __init__(self, *, quick: bool) -> None:
         self.big = (64 if quick else 1024) * MIB
+        self.one_of_four = (32 if quick else 1024) * MIB
         self.huge = (128 if quick else 4096) * MIB
         self.grown = (16 if quick else 100) * MIB
         self.small_files = 100 if quick else 1000
         self.directories = 10 if quick else 100
         self.per_directory = 50 if quick else 100
         self.listed = 20_000 if quick else 100_000
-        self.repository_files = 200 if quick else 3000
+        self.repository_files = 100 if quick else 3000
         self.random_reads = 64 if quick else 1024
 
 
@@ -50,7 +51,7 @@ class Sources:
     def four(self) -> Path:
         folder = self._folder("four")
         for number in range(4):
-            self._fill(folder / f"file{number}", self.scale.big)
+            self._fill(folder / f"file{number}", self.scale.one_of_four)
         return folder
 
     @cached_property

@@ -97,7 +97,7 @@ def write_huge(run: Run) -> None:
 def write_four(run: Run) -> None:
     run.target.mkdir()
     run.commands.run_all(
-        [_dd_write(run.target / f"file{n}", run.sources.scale.big) for n in range(4)]
+        [_dd_write(run.target / f"file{n}", run.sources.scale.one_of_four) for n in range(4)]
     )
 
 
@@ -298,10 +298,10 @@ WORKLOADS = (
     _random("random-64k-16", 65536, 16),
     Workload(
         "read-4",
-        lambda scale: f"sequential read, four files of {size(scale.big)} at once",
+        lambda scale: f"sequential read, four files of {size(scale.one_of_four)} at once",
         read_four,
         fixture="four",
-        payload=lambda scale: 4 * scale.big,
+        payload=lambda scale: 4 * scale.one_of_four,
         goal=2,
     ),
     Workload(
@@ -403,10 +403,10 @@ WORKLOADS = (
     ),
     Workload(
         "write-4",
-        lambda scale: f"sequential write, four files of {size(scale.big)} at once",
+        lambda scale: f"sequential write, four files of {size(scale.one_of_four)} at once",
         write_four,
         writes=True,
-        payload=lambda scale: 4 * scale.big,
+        payload=lambda scale: 4 * scale.one_of_four,
         goal=2,
     ),
     Workload(
