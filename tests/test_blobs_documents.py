@@ -1,6 +1,5 @@
 """The service's XML: listings, tags, block lists; and what is refused."""
 
-
 import pytest
 
 from blobfs.blobs.documents import (
