@@ -28,7 +28,7 @@ from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 
 from blobfs.names import HIDDEN_PREFIX
 from tests.azurite import Azurite
-from tests.model import Failure, outcome
+from tests.model import Failure, content, outcome
 from tests.mounts import mounted
 from tests.other_host import Given, OtherHost
 from tests.sdk import AesKek, encrypting, write_key_file
@@ -54,8 +54,20 @@ numbers = st.runner().flatmap(lambda machine: st.sampled_from(sorted(machine.out
 owners = st.tuples(ids, ids).filter(lambda owner: -1 not in owner)
 given = st.builds(Given, st.none() | modes, st.none() | owners, st.none() | moments)
 
-Write = tuple[int, bytes]
-writes = st.none() | st.tuples(st.just(0) | sizes, contents)
+
+@dataclass(frozen=True)
+class Use:
+    """What this side does with a file when another host comes: has it open, and writes to it."""
+
+    access: int
+    write: tuple[int, bytes] | None = None
+
+
+large = st.builds(content, st.integers(0, 9), st.just(600_000))  # over what is kept in memory
+writes = st.tuples(st.just(0) | sizes, contents)
+uses = st.sampled_from([None, Use(os.O_RDONLY), Use(os.O_RDWR)]) | st.builds(
+    Use, st.just(os.O_RDWR), writes
+)
 
 
 @dataclass
@@ -80,14 +92,10 @@ class Outdated:
 
     @property
     def is_writable(self) -> bool:
-        return _is_writable(self.local)
+        return fcntl.fcntl(self.local, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
 
     def content(self) -> bytes:
         return Path(f"/proc/self/fd/{self.local}").read_bytes()
-
-
-def _is_writable(descriptor: int) -> bool:
-    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
 
 
 class WithAnotherHost(Comparison):
@@ -127,18 +135,18 @@ class WithAnotherHost(Comparison):
 
     # What another host does
 
-    @rule(path=anywhere, data=contents, given=given, before=writes)
-    def other_puts(self, path: str, data: bytes, given: Given, before: Write | None) -> None:
+    @rule(path=existing | anywhere, data=contents | large, given=given, use=uses)
+    def other_puts(self, path: str, data: bytes, given: Given, use: Use | None) -> None:
         def change() -> None:
             self.other.put(path, data, given.metadata(stat.S_IFREG))
             self._remove_locally(path)
             self._make_locally(path, data, given)
 
         if not self._is_directory(path):
-            self._change([path], change, before)
+            self._change([path], change, use)
 
-    @rule(path=anywhere, text=st.sampled_from(TARGETS), before=writes)
-    def other_links(self, path: str, text: str, before: Write | None) -> None:
+    @rule(path=existing | anywhere, text=st.sampled_from(TARGETS), use=uses)
+    def other_links(self, path: str, text: str, use: Use | None) -> None:
         def change() -> None:
             self.other.put(path, text.encode(), {"is_symlink": "true"})
             self._remove_locally(path)
@@ -146,7 +154,7 @@ class WithAnotherHost(Comparison):
             os.lchown(self.local.root / path, 0, 0)
 
         if not self._is_directory(path):
-            self._change([path], change, before)
+            self._change([path], change, use)
 
     @rule(path=anywhere, name=st.sampled_from(["", "a", "b"]), given=given, data=contents)
     def other_makes_directory(self, path: str, name: str, given: Given, data: bytes) -> None:
@@ -169,17 +177,17 @@ class WithAnotherHost(Comparison):
         if not self._is_directory(path):
             self._change([path], change, None)
 
-    @rule(path=existing, before=writes)
-    def other_deletes(self, path: str, before: Write | None) -> None:
+    @rule(path=existing, use=uses)
+    def other_deletes(self, path: str, use: Use | None) -> None:
         def change() -> None:
             self.other.delete(path)
             self._remove_locally(path)
 
         if self._exists(path):
-            self._change([path], change, before)
+            self._change([path], change, use)
 
-    @rule(old=existing, new=anywhere, before=writes)
-    def other_renames(self, old: str, new: str, before: Write | None) -> None:
+    @rule(old=existing, new=anywhere, use=uses)
+    def other_renames(self, old: str, new: str, use: Use | None) -> None:
         def change() -> None:
             self.other.rename(old, new)
             os.rename(self.local.root / old, self.local.root / new)
@@ -187,42 +195,57 @@ class WithAnotherHost(Comparison):
         is_below = f"{new}/".startswith(f"{old}/")
         directories = (self._is_directory(old) and self._exists(new)) or self._is_directory(new)
         if self._exists(old) and not is_below and not directories:
-            self._change([old, new], change, before)
+            self._change([old, new], change, use)
 
-    @rule(path=existing, given=given, before=writes)
-    def other_sets_attributes(self, path: str, given: Given, before: Write | None) -> None:
+    @rule(path=existing, given=given, use=uses)
+    def other_sets_attributes(self, path: str, given: Given, use: Use | None) -> None:
         """No conflict: open files stay what they are, and a write under way goes on top."""
         full = self.local.root / path
         if not self._exists(path) or full.is_symlink():
             return
         self._sync(path)
-        writers = [number for number in self._open_at([path]) if self._is_writer(number)]
-        if before is not None and writers:
-            self.both("pwrite", writers[0], *before)
+        if self._is_directory(path):  # whose time is that of its entries, where that is later
+            given = Given(given.mode, given.owner)
+        number = self._take_up(path, use)
+        if use is not None and use.write is not None and number is not None:
+            self.both("pwrite", number, *use.write)
             given = Given(given.mode, given.owner)  # the write is the later one
         self.other.set_metadata(path, given.metadata(stat.S_IFMT(full.stat().st_mode)))
         given.apply(full)
-        if before is not None and writers:
-            self.both("fsync", writers[0])
+        if number is not None:
+            self.both("fsync", number)
+            self.compare_open(number)
+        self.compare_path(path)
 
-    def _change(self, changed: list[str], change: Callable[[], None], before: Write | None) -> None:
-        """Run `change`, when nothing is unsaved on this side but the write `before`."""
+    def _change(self, changed: list[str], change: Callable[[], None], use: Use | None) -> None:
+        """Run `change`, when nothing is unsaved on this side but what `use` writes."""
         for path in changed:
             self._sync(path)
             if "/" in path:  # what is in a directory that may be gone without this file
                 self._sync(os.path.dirname(path))
-        files = self._outdate(self._open_at(changed))
-        writer = next((file for file in files if file.is_writable), None)
-        if before is None or writer is None or self._is_directory(changed[0]):
+        number = self._take_up(changed[0], use)
+        self._outdate(self._open_at(changed))
+        if use is None or use.write is None or number is None:
             change()
         else:
-            self._write(writer, *before)
+            file = self.outdated[number]
+            self._write(file, *use.write)
             change()
-            self._close(self._group(writer), unsaved=before[1])
+            self._close(self._group(file), unsaved=use.write[1])
         for path in changed:
             self._drop_bare_directories(os.path.dirname(path))
-        if before is not None:
+        if use is not None:
             self.both("paths")
+
+    def _take_up(self, path: str, use: Use | None) -> int | None:
+        """Open the file, if it is one; the number."""
+        full = self.local.root / path
+        if use is None or full.is_symlink() or not full.is_file():
+            return None
+        number = self.opens
+        self.opens += 1
+        self.both("open", number, path, use.access, 0)
+        return number
 
     # Outdated files
 
@@ -261,7 +284,7 @@ class WithAnotherHost(Comparison):
     def close_outdated(self, number: int) -> None:
         self._close([number])
 
-    def _outdate(self, numbers: Iterable[int]) -> list[Outdated]:
+    def _outdate(self, numbers: Iterable[int]) -> None:
         """Let what is open be of the past: on the local side by a copy without a name."""
         copies: dict[int, str] = {}
         descriptors = self.local.files
@@ -280,7 +303,6 @@ class WithAnotherHost(Comparison):
             self.outdated[number] = Outdated(path, self.other.version(path), local, mounted)
         for copy in copies.values():
             os.unlink(copy)
-        return [self.outdated[number] for number in numbers]
 
     def _write(self, file: Outdated, offset: int, data: bytes) -> bool:
         """Whether it was accepted."""
@@ -298,7 +320,7 @@ class WithAnotherHost(Comparison):
         """Close outdated files: when `unsaved` was written to them that must be kept."""
         files = [self.outdated.pop(number) for number in numbers]
         files.sort(key=lambda file: not file.is_writable)
-        content = files[0].content() if unsaved else b""
+        written = files[0].content() if unsaved else b""
         closes = [self._or_stale(partial(os.close, file.mounted)) for file in files]
         for file in files:
             os.close(file.local)
@@ -307,11 +329,11 @@ class WithAnotherHost(Comparison):
             return
         assert closes[0] == ESTALE, f"{files[0].path}: the close of an outdated file gives no error"
         kept = [path for path in self.mounted.paths() if CONFLICT in path]
-        if not kept and content != unsaved:  # some of it was at the service alone
+        if not kept and written != unsaved:  # some of it was at the service alone
             self._take_recovery_file()
             return
         assert len(kept) == 1, f"{files[0].path} is to be kept once, and there are {kept}"
-        if self.mounted.read(kept[0]) != content:
+        if self.mounted.read(kept[0]) != written:
             raise AssertionError(f"{kept[0]} is not what was written")
         self._expect(r"ERROR .*was changed by someone else; this version of it is kept as")
         self.mounted.unlink(kept[0])
@@ -358,9 +380,6 @@ class WithAnotherHost(Comparison):
         opened = self.local.files.items()
         return sorted(number for number, fd in opened if os.fstat(fd).st_ino in inodes)
 
-    def _is_writer(self, number: int) -> bool:
-        return _is_writable(self.local.files[number])
-
     def _sync(self, path: str) -> None:
         """Leave nothing unsaved at the path and below."""
         for below in self._at_and_below(path):
@@ -394,7 +413,7 @@ def test_a_mount_does_what_a_local_directory_does_whatever_another_host_changes(
     azurite: Azurite, container: str, tmp_path: Path, list_page: int, examples: int
 ) -> None:
     kek = AesKek("shared", os.urandom(32))
-    options = [f"list_page={list_page}", "metadata_ttl=0", "region_size=64K", "cache_size=1M"]
+    options = [f"list_page={list_page}", "metadata_ttl=0", "region_size=64K", "cache_size=64K"]
     key_file = write_key_file(tmp_path / "keys.json", kek)
     with mounted(azurite, container, tmp_path, *options, key_file=key_file) as mount:
         (tmp_path / "local").mkdir()
