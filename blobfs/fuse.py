@@ -124,7 +124,7 @@ class Operations(pyfuse3.Operations):
         elif isinstance(exc, ContentError | ServiceError):
             text = f"{operation} {where}: {os.strerror(code)}: {exc}"
             asked_again = code == errno.ESTALE and self._by_name(operation, args)
-            quiet = code == errno.ENOENT or self._is_repetition(text, exc)
+            quiet = code == errno.ENOENT or self._is_repetition(operation, where, exc)
             level = logging.INFO if asked_again else logging.ERROR
             log.log(logging.DEBUG if quiet else level, "%s", text)
         elif isinstance(exc, BlobfsError):
@@ -140,11 +140,11 @@ class Operations(pyfuse3.Operations):
             return True
         return operation == "getattr" and not self._fs.inodes.get(args[0]).opens
 
-    def _is_repetition(self, text: str, exc: BaseException) -> bool:
+    def _is_repetition(self, operation: str, where: str, exc: BaseException) -> bool:
         """Whether the same was said just now: the kernel looks up a name again, and reads a page
-        by itself again, before it tells the caller of the first failure."""
-        request_id = getattr(exc, "request_id", "")
-        said = text.replace(request_id, "") if request_id else text
+        by itself again, before it tells the caller of the first failure. The request that found
+        out may be another one then."""
+        said = f"{operation} {where} {type(exc).__name__}"
         before, at = self._last_failure
         now = trio.current_time()
         self._last_failure = said, now
