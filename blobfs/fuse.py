@@ -192,6 +192,7 @@ class Operations(pyfuse3.Operations):
         entry.st_mtime_ns = attrs.mtime_ns
         entry.st_ctime_ns = attrs.ctime_ns
         entry.st_birthtime_ns = 0 if node.info is None else node.info.created_ns
+        node.told_etag = "" if node.info is None else node.info.etag
         return entry
 
     def _looked_up(self, node: Node) -> pyfuse3.EntryAttributes:
@@ -374,6 +375,9 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
         node = self._fs.inodes.get(inode)
         number, keep = await self._fs.files.open(node, flags, privileged=ctx.uid == 0)
+        if not keep and node.info is not None and node.told_etag != node.info.etag:
+            # The size that the kernel has is of another version, and would cut what it reads.
+            pyfuse3.invalidate_inode(inode, attr_only=True)
         return pyfuse3.FileInfo(fh=number, keep_cache=keep)
 
     @_handler(_short)

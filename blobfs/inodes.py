@@ -67,6 +67,7 @@ class Node:
         "probes",
         "scans",
         "target",
+        "told_etag",
         "unsaved",
         "unsaved_since",
         "upload",
@@ -98,6 +99,7 @@ class Node:
         self.commits = 0  # of content, by this mount
         self.content: Content | None = None
         self.page_cache_etag = ""  # the content that the kernel's page cache was filled from
+        self.told_etag = ""  # the version whose attributes the kernel was told last
         self.hidden = ""  # blob name after an unlink while open
         self.vanished = False  # taken out of the tree since others deleted it
         self.target: bytes | None = None  # of a symlink, once read
