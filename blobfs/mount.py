@@ -22,7 +22,7 @@ from blobfs.access import Access
 from blobfs.attributes import Defaults, Kind, kind_of
 from blobfs.blobs import BlobInfo, Client, Container
 from blobfs.draft import PAGE, PagePool
-from blobfs.envelope import KeySet, Protocol, load_key_set
+from blobfs.envelope import Protocol
 from blobfs.errors import (
     BlobfsError,
     Denied,
@@ -40,6 +40,7 @@ from blobfs.keyring import Keyring
 from blobfs.options import MountOptions, kernel_options
 from blobfs.reader import Reader, ReadPolicy
 from blobfs.sas import redact
+from blobfs.session import open_container, open_keyring
 from blobfs.spool import Spool
 from blobfs.writer import WritePolicy
 
@@ -99,13 +100,11 @@ def _run(options: MountOptions, ready: Callable[[], None]) -> int:
     os.umask(0o077)
     try:
         logs.configure(options.log_level, options.log_file, foreground=options.foreground)
-        keys = None
-        if options.key_file is not None:
-            keys = load_key_set(options.key_file, options.key_id)
+        keyring = open_keyring(options)
         _check_mountpoint(options.mountpoint)
         for note in options.notes:
             print(f"blobfs: {note}", file=sys.stderr)
-        trio.run(_serve, options, keys, ready)
+        trio.run(_serve, options, keyring, ready)
     except BaseException as exc:
         cause = root_cause(exc)
         if not isinstance(cause, BlobfsError | OSError):
@@ -153,9 +152,8 @@ def _fstypes_at(path: Path) -> list[str]:
     return types
 
 
-async def _serve(options: MountOptions, keys: KeySet | None, ready: Callable[[], None]) -> None:
+async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], None]) -> None:
     """Run the mount until it is unmounted or told to end."""
-    keyring = Keyring(keys)
     spool = Spool(options.spool_dir, PAGE, options.spool_size)
     async with Client(connections=options.connections) as client, trio.open_nursery() as nursery:
         volumes = [_volume(client, access, options, keyring) for access in options.accesses]
@@ -219,7 +217,7 @@ async def _check_source(container: Container, prefix: str) -> BlobInfo | None:
 
 def _volume(client: Client, access: Access, options: MountOptions, keyring: Keyring) -> Volume:
     return Volume(
-        Container(client, access.source.container_url, lambda: access.sas.query),
+        open_container(client, access),
         access.source.prefix,
         writable=not options.read_only and access.may_write and keyring.can_write,
         may_tag=access.may_tag,

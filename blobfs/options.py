@@ -363,9 +363,17 @@ def parse_mount(
     passes over options that nobody knows, as mount(8) asks for with -s. Raises
     OptionError or SasError, each with one line to show.
     """
-    where, token = split_source(source)
     if not mountpoint:
         raise OptionError("the mount point is missing")
+    chosen = parse_source(source, options, now=now, sloppy=sloppy)
+    return replace(chosen, mountpoint=Path(mountpoint).absolute())
+
+
+def parse_source(
+    source: str, options: Sequence[str], *, now: datetime, sloppy: bool = False
+) -> MountOptions:
+    """The same for commands that work on the containers without mounting them."""
+    where, token = split_source(source)
     values, fuse_options = _collect(options, sloppy=sloppy)
     text = values.pop("sas", None)
     sas_file, sas_dir = values.get("sas_file"), values.get("sas_dir")
@@ -384,7 +392,7 @@ def parse_mount(
         token = token_for(where, text)
     chosen = MountOptions(
         source=where,
-        mountpoint=Path(mountpoint).absolute(),
+        mountpoint=Path("/"),
         fuse_options=fuse_options,
         sas=token,
         **values,

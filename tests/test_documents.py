@@ -268,7 +268,7 @@ def test_the_five_lines_of_the_readme_work(
 
 def parsers() -> Iterator[argparse.ArgumentParser]:
     """The parsers of the command, of each of its verbs, and of the mount helper."""
-    waiting = [cli._parser(), cli._helper_parser()]
+    waiting = [cli._parser()[0], cli.mounting.helper_parser()]
     while waiting:
         parser = waiting.pop()
         yield parser
@@ -292,8 +292,9 @@ def test_help_explains_the_command_and_each_of_its_arguments(
 
 
 def test_help_of_the_command_names_every_verb() -> None:
-    help_text = cli._parser().format_help()
-    for verb in cli.VERBS:
+    parser, verbs = cli._parser()
+    help_text = parser.format_help()
+    for verb in verbs:
         assert re.search(rf"^    {verb} ", help_text, re.MULTILINE)
 
 

@@ -22,7 +22,7 @@ LAYERS: tuple[set[str], ...] = (
     {"source", "attributes", "keyring", "draft", "logs", "argv"},
     {"access", "xattrs", "reader", "writer"},
     {"options", "inodes", "recovery"},
-    {"fs"},
+    {"fs", "session"},
     {"fuse"},
     {"mount"},
     {"cli"},

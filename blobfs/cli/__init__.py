@@ -1,0 +1,50 @@
+"""The command line: `blobfs VERB …`, and `mount.blobfs` as mount(8) calls it."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from blobfs import __version__, sas
+from blobfs.cli import keys, mounting, tokens
+from blobfs.errors import BlobfsError, UsageError
+from blobfs.mount import EXIT_FAILURE, EXIT_USAGE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `blobfs` command; its exit status."""
+    parser, verbs = _parser()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # `blobfs SOURCE MOUNTPOINT` is `blobfs mount SOURCE MOUNTPOINT`.
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in verbs:
+        arguments.insert(0, "mount")
+    return _reporting(parser.parse_args(arguments))
+
+
+def mount_helper(argv: Sequence[str] | None = None) -> int:
+    """`mount.blobfs` and `mount.fuse.blobfs`: the arguments are those that mount(8) passes."""
+    chosen = mounting.helper_parser().parse_args(sys.argv[1:] if argv is None else argv)
+    return _reporting(chosen)
+
+
+def _reporting(chosen: argparse.Namespace) -> int:
+    try:
+        status: int = chosen.run(chosen)
+    except BlobfsError as exc:
+        print(f"blobfs: {sas.redact(str(exc))}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(exc, UsageError) else EXIT_FAILURE
+    except BrokenPipeError:
+        return EXIT_USAGE
+    return status
+
+
+def _parser() -> tuple[argparse.ArgumentParser, frozenset[str]]:
+    parser = argparse.ArgumentParser(
+        prog="blobfs",
+        description="Mount an Azure Blob container as a file system that encrypts on the client.",
+        epilog="blobfs SOURCE MOUNTPOINT -o OPTIONS is short for blobfs mount.",
+    )
+    parser.add_argument("--version", action="version", version=f"blobfs {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for module in (mounting, keys, tokens):
+        module.add(verbs)
+    return parser, frozenset(verbs.choices)
