@@ -10,8 +10,11 @@ All drafts of a mount share a budget of memory; what is over it goes to the spoo
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Protocol
 
+from blobfs.envelope import BodyWriter
 from blobfs.spool import Slot, Spool
+from blobfs.staged import Staged
 
 PAGE = 256 * 1024
 """Bytes a page: two of the kernel's default 128 KiB writes, a quarter of its largest."""
@@ -20,20 +23,27 @@ Buffer = bytes | bytearray | memoryview
 ReadBase = Callable[[int, int], Awaitable[Buffer]]
 
 
+class Owner(Protocol):
+    """Who holds numbered pieces of content in the pool's memory."""
+
+    def spill(self, index: int, /) -> int:
+        """Move a piece to the spool; bytes of memory freed. Raises PosixError(ENOSPC)."""
+
+
 class PagePool:
-    """The memory that the pages of all drafts share; over `limit` bytes they go to the spool."""
+    """The memory that all drafts share; over `limit` bytes of it what is oldest is spooled."""
 
     def __init__(self, spool: Spool, limit: int) -> None:
         self.spool = spool
         self._limit = limit
         self._used = 0
-        self._pages: OrderedDict[tuple[int, int], tuple[PageMap, int]] = OrderedDict()
+        self._pages: OrderedDict[tuple[int, int], tuple[Owner, int]] = OrderedDict()
 
     @property
     def memory_used(self) -> int:
         return self._used
 
-    def make_room(self, owner: "PageMap", index: int, growth: int) -> None:
+    def make_room(self, owner: Owner, index: int, growth: int) -> None:
         """Before a page grows: the pages written longest ago go to the spool.
 
         Raises PosixError(ENOSPC) when the spool is full; no page is lost or changed.
@@ -47,14 +57,14 @@ class PagePool:
             self._used -= other.spill(number)
             del self._pages[oldest]
 
-    def touched(self, owner: "PageMap", index: int, growth: int) -> None:
+    def touched(self, owner: Owner, index: int, growth: int) -> None:
         """A page was written, in room made before."""
         self._used += growth
         key = (id(owner), index)
         self._pages[key] = (owner, index)
         self._pages.move_to_end(key)
 
-    def dropped(self, owner: "PageMap", index: int, size: int) -> None:
+    def dropped(self, owner: Owner, index: int, size: int) -> None:
         if self._pages.pop((id(owner), index), None) is not None:
             self._used -= size
 
@@ -151,8 +161,10 @@ class Draft:
     """
 
     def __init__(self, pool: PagePool, base_size: int, read_base: ReadBase | None) -> None:
+        self._pool = pool
         self._pages = PageMap(pool)
         self._read_base = read_base
+        self._staged: Staged | None = None  # the base, while it is what this draft was
         self.base_size = base_size
         self.size = base_size
         self.dirty = False
@@ -163,7 +175,13 @@ class Draft:
 
     @property
     def bytes_held(self) -> int:
-        return self._pages.bytes_held
+        staged = 0 if self._staged is None else self._staged.bytes_held
+        return self._pages.bytes_held + staged
+
+    @property
+    def is_base_local(self) -> bool:
+        """Whether all of it can be read without the service."""
+        return self._staged is not None or not self.base_size
 
     def mark_dirty(self) -> None:
         self.dirty = True
@@ -201,6 +219,8 @@ class Draft:
             self.base_size = min(self.base_size, size)
         self.front_to_back = size == 0
         self.size = size
+        if not self.base_size:
+            self._discard_staged()
         self.mark_dirty()
 
     async def read(self, offset: int, size: int) -> bytes:
@@ -238,21 +258,51 @@ class Draft:
                 unknown.append((start, min(stop, self.base_size) - start))
         return bytes(content), unknown
 
+    def pieces(self, offset: int, size: int) -> list[Buffer]:
+        """What `read` would give of pages that were written whole, not copied if in memory."""
+        found: list[Buffer] = []
+        for index in range(offset // PAGE, -(-(offset + size) // PAGE)):
+            page = self._pages.get(index)
+            assert page is not None
+            start = max(0, offset - index * PAGE)
+            found.append(memoryview(page)[start : offset + size - index * PAGE])
+        return found
+
+    def stage(self, body: BodyWriter, ciphertext: bytearray) -> None:
+        """`body` has encrypted the content, front to back, up to and with `ciphertext`: that
+        takes the place of its pages. Raises PosixError(ENOSPC); then nothing has changed."""
+        staged = self._staged or Staged(self._pool.spool, body)
+        self._pool.make_room(staged, -1, len(ciphertext))
+        self._pool.touched(staged, staged.add(ciphertext), len(ciphertext))
+        self._staged = staged
+        before, self.base_size = self.base_size, staged.size
+        for index in range(before // PAGE, self.base_size // PAGE):
+            self._pages.drop(index)
+
     def committed(self, keep: int) -> None:
         """The service has this content: it is the new base.
 
         Pages are kept up to `keep` bytes, so that the next commit need not fetch them.
         """
         self.dirty = False
-        self.front_to_back = False
+        # A shell closes a duplicate of what it has just opened, and so has an empty file stored.
+        self.front_to_back = self.size == 0
         self.is_over_ours = True
         self.base_size = self.size
+        self._discard_staged()
         if self.bytes_held > keep:
             self._pages.clear()
 
     def discard(self) -> None:
         """Let go of all memory and spool space."""
         self._pages.clear()
+        self._discard_staged()
+
+    def _discard_staged(self) -> None:
+        if self._staged is not None:
+            for index, size in self._staged.discard():
+                self._pool.dropped(self._staged, index, size)
+            self._staged = None
 
     def _run(self, index: int, start: int, wanted: int) -> int:
         """How far, from the start of page `index`, no page hides the base (or hole)."""
@@ -261,12 +311,17 @@ class Draft:
             stop += PAGE
         return min(stop, start + wanted)
 
+    async def _base(self, offset: int, size: int) -> Buffer:
+        if self._staged is not None:
+            return self._staged.read(offset, size)
+        assert self._read_base is not None
+        return await self._read_base(offset, size)
+
     async def _from_base(self, offset: int, size: int) -> list[Buffer]:
         shown = max(0, min(size, self.base_size - offset))
         parts: list[Buffer] = []
         if shown:
-            assert self._read_base is not None
-            parts.append(await self._read_base(offset, shown))
+            parts.append(await self._base(offset, shown))
         if size > shown:
             parts.append(bytes(size - shown))
         return parts
@@ -276,8 +331,7 @@ class Draft:
         offset = index * PAGE
         shown = max(0, min(PAGE, self.base_size - offset))
         if index not in self._pages and shown and (start > 0 or end < shown):
-            assert self._read_base is not None
-            page = bytearray(await self._read_base(offset, shown))
+            page = bytearray(await self._base(offset, shown))
             self._pages.make_room(index)
             return page
         self._pages.make_room(index)

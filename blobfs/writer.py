@@ -101,7 +101,7 @@ class Upload:
         self._keyring = keyring
         self._policy = policy
         self._nursery = nursery
-        self._body = new_body(policy)
+        self.body = new_body(policy)
         self._region = region_of(policy)
         self._nonce = secrets.token_hex(8)
         self._block_ids: list[str] = []
@@ -117,34 +117,48 @@ class Upload:
     @property
     def staged(self) -> int:
         """Bytes of plaintext encrypted so far: content below this must not change any more."""
-        return self._body.plain_size
+        return self.body.plain_size
 
     @property
     def next_block(self) -> int:
         """Bytes of plaintext that the next block takes."""
         return block_length(len(self._block_ids), self._region)
 
-    async def stage(self, plain: bytes) -> None:
-        """Encrypt and send one block; waits while `uploads` blocks are under way.
+    async def send(self, ciphertext: bytearray) -> None:
+        """Stage what `body` has just encrypted as the next block; waits while `uploads` blocks
+        are under way.
 
         Raises the error of an earlier block, or TooBig. After an error or a cancellation here or
         in `finish` the upload is void: `abandon` it.
         """
-        await self._send(self._body.encrypt(plain, final=False))
+        self._raise_error()
+        if len(self._block_ids) == MAX_BLOCKS:
+            raise TooBig(f"{self.name!r} is over {MAX_BLOCKS} blocks")
+        number = len(self._block_ids)
+        block_id = base64.b64encode(f"blobfs-{self._nonce}-{number:08d}".encode()).decode()
+        self._block_ids.append(block_id)
+        # The slot is the task's: it frees the slot when the block is stored.
+        borrower = object()
+        await self._slots.acquire_on_behalf_of(borrower)
+        if not self._scopes:
+            self._idle = trio.Event()
+        scope = trio.CancelScope()
+        self._scopes.add(scope)
+        self._nursery.start_soon(self._put_block, block_id, ciphertext, borrower, scope)
 
     async def finish(self, size: int, read: ReadPlain) -> None:
         """Encrypt and send the rest of a content of `size` bytes."""
-        if self._body.plain_size == 0 and size <= SINGLE_PUT:
-            self._single = self._body.encrypt(await read(0, size), final=True)
+        if self.body.plain_size == 0 and size <= SINGLE_PUT:
+            self._single = self.body.encrypt(await read(0, size), final=True)
             return
         final = False
         while not final:
-            offset = self._body.plain_size
+            offset = self.body.plain_size
             length = min(self.next_block, size - offset)
             final = offset + length == size
-            ciphertext = self._body.encrypt(await read(offset, length), final=final)
+            ciphertext = self.body.encrypt(await read(offset, length), final=final)
             if ciphertext:
-                await self._send(ciphertext)
+                await self.send(ciphertext)
         await self._idle.wait()
         self._raise_error()
 
@@ -154,11 +168,11 @@ class Upload:
         Raises KeyUnknown, or PosixError(ENOSPC) when it is over Azure's limit.
         """
         if not self.encryption_data:
-            wrapped = await self._keyring.wrap(self._body.cek_payload)
-            self.encryption_data = self._body.encryption_data(wrapped).serialize()
+            wrapped = await self._keyring.wrap(self.body.cek_payload)
+            self.encryption_data = self.body.encryption_data(wrapped).serialize()
         envelope = {
             METADATA_KEY: self.encryption_data,
-            SEAL_KEY: self._body.seal(seal_kind(self._kind)),
+            SEAL_KEY: self.body.seal(seal_kind(self._kind)),
         }
         kept = {k: v for k, v in properties.metadata.items() if k.lower() not in envelope}
         self.metadata = kept | envelope
@@ -203,28 +217,12 @@ class Upload:
 
     @property
     def blob_size(self) -> int:
-        return self._body.blob_size
+        return self.body.blob_size
 
     def abandon(self) -> None:
         """Stop what is under way; staged blocks without a commit vanish by themselves."""
         for scope in self._scopes:
             scope.cancel()
-
-    async def _send(self, ciphertext: bytearray) -> None:
-        self._raise_error()
-        if len(self._block_ids) == MAX_BLOCKS:
-            raise TooBig(f"{self.name!r} is over {MAX_BLOCKS} blocks")
-        number = len(self._block_ids)
-        block_id = base64.b64encode(f"blobfs-{self._nonce}-{number:08d}".encode()).decode()
-        self._block_ids.append(block_id)
-        # The slot is the task's: it frees the slot when the block is stored.
-        borrower = object()
-        await self._slots.acquire_on_behalf_of(borrower)
-        if not self._scopes:
-            self._idle = trio.Event()
-        scope = trio.CancelScope()
-        self._scopes.add(scope)
-        self._nursery.start_soon(self._put_block, block_id, ciphertext, borrower, scope)
 
     async def _put_block(
         self, block_id: str, ciphertext: bytearray, borrower: object, scope: trio.CancelScope

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 
 from blobfs import draft as draft_module
 from blobfs.draft import Draft, PagePool
+from blobfs.envelope import BodyWriter, Protocol
 from blobfs.errors import PosixError, Unavailable
 from blobfs.spool import Spool
 from tests.mounts import PLAINTEXT_MARKER
@@ -96,6 +97,7 @@ class DraftModel(RuleBasedStateMachine):
         self.spool = Spool(self.directory, PAGE, self.spool_pages * (PAGE + 16))
         self.pool = PagePool(self.spool, MEMORY)
         self.all: list[tuple[Draft, Stored]] = []
+        self.bodies: dict[int, BodyWriter] = {}  # of drafts that are being staged
         self.expected: list[bytes] = []
 
     @rule(target=drafts, size=lengths)
@@ -111,6 +113,7 @@ class DraftModel(RuleBasedStateMachine):
         draft, stored = self.all[number]
         before, changes = self.expected[number], draft.changes
         data = filler(size, size)
+        self.abandon(number, offset)
         stored.fails = not reachable
         try:
             completed(draft.write(offset, data))
@@ -135,9 +138,38 @@ class DraftModel(RuleBasedStateMachine):
     def truncate(self, number: int, size: int) -> None:
         """Needs no base, and no room in the spool."""
         draft, _ = self.all[number]
+        self.abandon(number, size)
         completed(draft.truncate(size))
         self.expected[number] = self.expected[number][:size].ljust(size, b"\0")
         assert draft.dirty
+
+    def abandon(self, number: int, offset: int) -> None:
+        """What was staged must not change any more."""
+        if number in self.bodies and offset < self.bodies[number].plain_size:
+            del self.bodies[number]
+
+    @rule(number=drafts, regions=st.integers(1, 12))
+    def stage(self, number: int, regions: int) -> None:
+        """Blocks end where pages do, or not."""
+        draft, _ = self.all[number]
+        if number not in self.bodies and draft.base_size:
+            return
+        body = self.bodies.get(number) or BodyWriter(Protocol.V2_1, 16)
+        staged, block = body.plain_size, regions * 16
+        if not draft.front_to_back or draft.size - staged < block:
+            return
+        ciphertext = body.encrypt(*draft.pieces(staged, block), final=False)
+        try:
+            draft.stage(body, ciphertext)
+        except PosixError as exc:
+            if exc.errno != errno.ENOSPC:
+                raise
+            draft.front_to_back = False
+            self.bodies.pop(number, None)
+        else:
+            self.bodies[number] = body
+            assert draft.base_size == staged + block
+            assert draft.is_base_local
 
     @rule(number=drafts, offset=offsets, size=lengths)
     def read(self, number: int, offset: int, size: int) -> None:
@@ -149,6 +181,7 @@ class DraftModel(RuleBasedStateMachine):
     def commit(self, number: int, keep: int) -> None:
         draft, stored = self.all[number]
         stored.data = completed(draft.read(0, draft.size))
+        self.bodies.pop(number, None)
         draft.committed(keep)
         assert not draft.dirty
         assert draft.bytes_held <= keep
@@ -156,6 +189,7 @@ class DraftModel(RuleBasedStateMachine):
     @rule(number=drafts)
     def discard(self, number: int) -> None:
         draft, stored = self.all[number]
+        self.bodies.pop(number, None)
         draft.discard()
         stored.data = self.expected[number]
         self.all[number] = Draft(self.pool, len(stored.data), stored.read), stored
@@ -202,6 +236,41 @@ async def test_memory_stays_within_the_limit(spool: Spool) -> None:
         await draft.write(page * PAGE, bytes(PAGE))
         assert pool.memory_used <= MEMORY
     assert spool.bytes_used == 3 * (PAGE + 16)
+
+
+@pytest.mark.parametrize("protocol", [Protocol.V1_0, Protocol.V2_1])
+async def test_what_is_staged_reads_from_its_ciphertext(tmp_path: Path, protocol: Protocol) -> None:
+    """Without a request, and without its plaintext in memory or on the disk."""
+    pool = PagePool(Spool(tmp_path, PAGE, 10 * PAGE), PAGE)
+    draft, body = Draft(pool, 0, nothing), BodyWriter(protocol, 32)
+    content = PLAINTEXT_MARKER * 2 + filler(0, 3 * PAGE - 2 * len(PLAINTEXT_MARKER))
+    for offset in range(0, 3 * PAGE, PAGE):
+        await draft.write(offset, content[offset : offset + PAGE])
+        draft.stage(body, body.encrypt(*draft.pieces(offset, PAGE), final=False))
+    assert await draft.read(5, 3 * PAGE) == content[5:]
+    assert draft._staged is not None
+    assert draft._staged._file is not None
+    on_disk = os.pread(draft._staged._file._descriptor, 4 * PAGE, 0)
+    assert len(on_disk) >= 2 * PAGE
+    assert PLAINTEXT_MARKER[:16] not in on_disk
+    await draft.write(PAGE + 1, b"changed")
+    assert (
+        await draft.read(PAGE, PAGE)
+        == content[PAGE : PAGE + 1] + b"changed" + content[PAGE + 8 : 2 * PAGE]
+    )
+
+
+async def test_a_staged_block_that_the_disk_changed_is_eio(spool: Spool) -> None:
+    draft, body = Draft(PagePool(spool, 0), 0, nothing), BodyWriter(Protocol.V2_1, 32)
+    await draft.write(0, bytes(PAGE))
+    draft.stage(body, body.encrypt(*draft.pieces(0, PAGE), final=False))
+    await draft.write(PAGE, b"x")  # no memory for both
+    assert draft._staged is not None
+    assert draft._staged._file is not None
+    os.pwrite(draft._staged._file._descriptor, b"changed", 20)
+    with pytest.raises(PosixError) as lost:
+        await draft.read(0, PAGE)
+    assert lost.value.errno == errno.EIO
 
 
 async def test_pages_that_are_overwritten_whole_are_not_fetched(spool: Spool) -> None:

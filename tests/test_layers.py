@@ -19,6 +19,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: tuple[set[str], ...] = (
     {"errors", "cache"},
     {"names", "spool", "sas", "envelope", "blobs"},
+    {"staged"},
     {"source", "attributes", "keyring", "draft", "logs", "argv"},
     {"access", "xattrs", "reader", "writer"},
     {"options", "inodes", "recovery"},

@@ -114,23 +114,32 @@ class BodyWriter:
         """What the KEK must wrap. Secret."""
         return pack_cek(self.protocol, self._cek)
 
-    def encrypt(self, plain: bytes | bytearray | memoryview, *, final: bool) -> bytearray:
+    def encrypt(self, *plain: bytes | bytearray | memoryview, final: bool) -> bytearray:
         """The ciphertext of the next piece, to be stored right after that of the one before.
 
-        Raises ValueError for a piece that is not whole units before the final one, and for
-        anything after the final one or after a failure: what was given may be encrypted by then.
+        The piece may lie in several buffers. Raises ValueError for a piece that is not whole
+        units before the final one, and for anything after the final one or after a failure: what
+        was given may be encrypted by then.
         """
-        view = memoryview(plain).cast("B")
+        views = [memoryview(part).cast("B") for part in plain]
+        size = sum(map(len, views))
         if not self._accepts:
             raise ValueError("this body is finished or failed; encrypt again with a new writer")
-        if not final and len(view) % self.unit:
-            raise ValueError(f"{len(view)} bytes are not a multiple of {self.unit}")
+        if not final and size % self.unit:
+            raise ValueError(f"{size} bytes are not a multiple of {self.unit}")
+        if any(len(view) % self.unit for view in views[:-1]):
+            views = [memoryview(b"".join(views))]
         self._accepts = False
-        out = self._writer.encrypt(view, final=final)
-        self.plain_size += len(view)
+        out = self._writer.encrypt(views, final=final)
+        self.plain_size += size
         self.blob_size += len(out)
         self._accepts, self._finished = not final, final
         return out
+
+    def reader(self, blob_size: int) -> BodyReader:
+        """Decrypts the first `blob_size` bytes of ciphertext, whole pieces before the final one."""
+        nobody = WrappedKey("", "", b"")
+        return open_body(self.encryption_data(nobody), self._cek, blob_size, padded=False)
 
     def encryption_data(self, wrapped: WrappedKey) -> EncryptionData:
         """The metadata of this body, given `cek_payload` wrapped."""

@@ -4,6 +4,8 @@ The format authenticates nothing. To be no more of a padding oracle (CVE-2022-30
 must, every failure here is the same exception with the same message.
 """
 
+from collections.abc import Sequence
+
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.padding import PKCS7
 
@@ -110,11 +112,18 @@ class CbcWriter:
     def __init__(self, cek: bytes, iv: bytes) -> None:
         self._cipher = Cipher(algorithms.AES(cek), modes.CBC(iv)).encryptor()
 
-    def encrypt(self, plain: memoryview, *, final: bool) -> bytearray:
-        whole = len(plain) - len(plain) % BLOCK
+    def encrypt(self, plain: Sequence[memoryview], *, final: bool) -> bytearray:
+        """Only the last of the buffers may end within a cipher block."""
+        last = plain[-1] if plain else memoryview(b"")
+        rest = len(last) % BLOCK
+        whole = sum(map(len, plain)) - rest
         out = bytearray(whole + BLOCK - 1)  # update_into asks for this much room
-        written = self._cipher.update_into(plain[:whole], out)
-        out[written:] = self._cipher.update(_pad(bytes(plain[whole:]))) if final else b""
+        target = memoryview(out)
+        written = 0
+        for view in (*plain[:-1], last[: len(last) - rest]):
+            written += self._cipher.update_into(view, target[written:])
+        target.release()
+        out[written:] = self._cipher.update(_pad(bytes(last[len(last) - rest :]))) if final else b""
         return out
 
 

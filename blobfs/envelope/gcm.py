@@ -5,7 +5,7 @@ Region i is nonce(12) ‖ ciphertext ‖ tag(16). Its nonce is a counter, in one
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -122,12 +122,17 @@ class GcmWriter:
         self._aes = AESGCM(cek)
         self._indices = itertools.count()
 
-    def encrypt(self, plain: memoryview, *, final: bool) -> bytearray:
-        out = bytearray(gcm_blob_size(self.unit, len(plain)))
+    def encrypt(self, plain: Sequence[memoryview], *, final: bool) -> bytearray:
+        """Only the last of the buffers may end within a region."""
+        out = bytearray(sum(gcm_blob_size(self.unit, len(view)) for view in plain))
+        regions = (
+            view[offset : offset + self.unit]
+            for view in plain
+            for offset in range(0, len(view), self.unit)
+        )
         with memoryview(out) as target:
             start = 0
-            for offset in range(0, len(plain), self.unit):
-                region = plain[offset : offset + self.unit]
+            for region in regions:
                 nonce = python_nonce(next(self._indices))
                 stop = start + len(region) + OVERHEAD
                 target[start : start + NONCE_LENGTH] = nonce

@@ -215,6 +215,8 @@ async def keep_or_lose(store: Store, node: Node, reason: str) -> None:
 
     async def read(offset: int, size: int) -> tuple[bytes, list[tuple[int, int]]]:
         nonlocal holes, base_until
+        if draft.is_base_local:
+            return await draft.read(offset, size), []
         if trio.current_time() < base_until:
             with suppress(ServiceError, ContentError), trio.move_on_at(base_until):
                 return await draft.read(offset, size), []

@@ -149,11 +149,16 @@ class Files:
         if not draft.front_to_back or draft.size <= SINGLE_PUT or not node.is_linked:
             return
         if node.upload is None:
+            if draft.base_size:
+                return  # staged once, in vain: the next commit sends all of it
             node.upload = self._store.new_upload(node)
         upload = node.upload
         try:
             while draft.size - upload.staged >= upload.next_block:
-                await upload.stage(await draft.read(upload.staged, upload.next_block))
+                pieces = draft.pieces(upload.staged, upload.next_block)
+                block = upload.body.encrypt(*pieces, final=False)
+                draft.stage(upload.body, block)
+                await upload.send(block)
         except BlobfsError as exc:
             # Not this write's failure: the draft has the bytes, and the commit will try again.
             log.warning("%s: staging stopped: %s", node.path, exc)
