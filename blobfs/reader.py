@@ -47,6 +47,10 @@ FIRST_WINDOW = 1024 * 1024
 REQUEST_SIZE = 4 * 1024 * 1024
 """Bytes of plaintext that one read-ahead request covers."""
 
+_SPARE_BUFFERS = 4
+"""Buffers for ciphertext that are kept: memory that is fresh costs more than decrypting into it."""
+
+Buffer = bytes | bytearray | memoryview
 Locate = Callable[[], tuple[Container, str]]
 
 
@@ -75,7 +79,7 @@ class PlainBody:
         return first * self.unit, min((last + 1) * self.unit, self.blob_size)
 
     def decrypt(self, first: int, ciphertext: bytes | bytearray | memoryview) -> memoryview:
-        return memoryview(ciphertext).toreadonly()
+        return memoryview(bytes(ciphertext))
 
 
 class Content:
@@ -127,6 +131,7 @@ class Reader:
         self._policy = policy
         self._nursery = nursery
         self._cache = BlockCache(policy.cache_size)
+        self._spare: list[bytearray] = []
         self._sizes: LRUCache[tuple[str, str], int] = LRUCache(100_000)
         self.on_protocol_1: Callable[[str], None] = lambda name: None
 
@@ -288,17 +293,27 @@ class Reader:
 
     async def _fetch(self, content: Content, first: int, last: int) -> memoryview:
         start, stop = content.body.blob_range(first, last)
+        buffer = self._spare.pop() if self._spare else bytearray()
+        if len(buffer) < stop - start:
+            buffer = bytearray(stop - start)
+        try:
+            data = await self._get(content, start, stop, memoryview(buffer))
+            return content.body.decrypt(first, data)
+        except Corrupt as exc:
+            raise type(exc)(f"{content.info.name!r}: {exc}") from exc
+        finally:
+            if len(self._spare) < _SPARE_BUFFERS:
+                self._spare.append(buffer)
+
+    async def _get(self, content: Content, start: int, stop: int, into: memoryview) -> Buffer:
         container, name = content.locate()
         try:
-            _, data = await container.get(name, start, stop, if_match=content.info.etag)
+            _, data = await container.get(name, start, stop, if_match=content.info.etag, into=into)
         except (ConditionFailed, NotFound):
             await self._follow(content)
             container, name = content.locate()
-            _, data = await container.get(name, start, stop, if_match=content.info.etag)
-        try:
-            return content.body.decrypt(first, data)
-        except Corrupt as exc:
-            raise type(exc)(f"{name!r}: {exc}") from exc
+            _, data = await container.get(name, start, stop, if_match=content.info.etag, into=into)
+        return data
 
     async def _follow(self, content: Content) -> None:
         """Take up the blob's present ETag if only its metadata changed, or its name.
@@ -334,7 +349,7 @@ class Reader:
             and await self._keyring.content_key(first) == await self._keyring.content_key(second)
         )
 
-    async def _tail(self, locate: Locate, info: BlobInfo, body: BodyReader) -> bytes:
+    async def _tail(self, locate: Locate, info: BlobInfo, body: BodyReader) -> Buffer:
         container, name = locate()
         start, stop = body.tail_range()
         _, tail = await container.get(name, start, stop, if_match=info.etag)

@@ -49,7 +49,7 @@ class Request:
 
     `headers` may hold a SAS (a copy's source). `longest` is the most bytes that a successful
     answer's body may have; `verify` raises ValueError for one that is not what was asked for,
-    which is then asked for again.
+    which is then asked for again. `into` is memory that a successful answer's body may be put in.
     """
 
     operation: Operation
@@ -61,6 +61,7 @@ class Request:
     body: Sequence[memoryview] = ()
     longest: int | None = None
     verify: Callable[["Answer"], object] | None = None
+    into: memoryview | None = None
 
     @property
     def body_size(self) -> int:
@@ -245,7 +246,7 @@ class Client:
             url,
             headers=[(name.encode("ascii"), _encode_value(v)) for name, v in headers.items()],
             stream=Body(request.body, _CHUNK),
-            extensions={"timeout": self._timeouts},
+            extensions={"timeout": self._timeouts, "into": request.into},
         )
         # The constructor has made a plain URL of it.
         encoded.url = url

@@ -13,6 +13,7 @@ bytes, and a name or metadata that Azure cannot hold is Rejected before anything
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -89,27 +90,38 @@ class Container:
         return answer.check().info()
 
     async def get(
-        self, name: str, start: int, stop: int, *, if_match: str | None = None
-    ) -> tuple[BlobInfo, bytes]:
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        *,
+        if_match: str | None = None,
+        into: memoryview | None = None,
+    ) -> tuple[BlobInfo, Buffer]:
         """The bytes from `start` up to `stop`, fewer only where the blob ends, and their version.
 
-        Anything else that comes (a cut body, another range) is asked for again. Raises
-        ConditionFailed when the blob is not `if_match`.
+        They may be put in `into`. Anything else that comes (a cut body, another range) is asked
+        for again. Raises ConditionFailed when the blob is not `if_match`.
         """
         if not 0 <= start < stop:
             raise ValueError(f"not a range: {start}-{stop}")
+        found: list[BlobInfo] = []
+
+        def verify(answer: Answer) -> None:
+            found[:] = [replace(answer.info(), size=_total_size(answer, start, stop))]
+
         answer = await self._ask_blob(
             operations.GET_BLOB,
             name,
             headers={"Range": f"bytes={start}-{stop - 1}", **wire.conditions(if_match)},
             longest=stop - start,
-            verify=lambda answer: (_total_size(answer, start, stop), answer.info()),
+            verify=verify,
+            into=into,
         )
         if answer.status == 416:
             return await self._get_beyond_end(name, start, if_match), b""
-        info = answer.check().info()
-        info.size = _total_size(answer, start, stop)
-        return info, answer.body
+        answer.check()
+        return found[0], answer.body
 
     async def _get_beyond_end(self, name: str, start: int, if_match: str | None) -> BlobInfo:
         info = await self.head(name, if_match=if_match)
@@ -386,6 +398,7 @@ class Container:
         body: Sequence[memoryview] = (),
         longest: int | None = None,
         verify: Callable[[Answer], object] | None = None,
+        into: memoryview | None = None,
     ) -> Answer:
         return await self._ask(
             operation,
@@ -396,6 +409,7 @@ class Container:
             body=body,
             longest=longest,
             verify=verify,
+            into=into,
         )
 
     async def _ask(
@@ -409,6 +423,7 @@ class Container:
         body: Sequence[memoryview] = (),
         longest: int | None = None,
         verify: Callable[[Answer], object] | None = None,
+        into: memoryview | None = None,
     ) -> Answer:
         query = wire.query(parameters or {})
         request = Request(
@@ -421,6 +436,7 @@ class Container:
             body=body,
             longest=longest,
             verify=verify,
+            into=into,
         )
         return await self._client.send(request)
 

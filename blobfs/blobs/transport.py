@@ -2,8 +2,9 @@
 
 httpx reads in pieces of 64 KiB through four layers of async generators, and its uploads copy each
 piece twice; that is most of the time of a large read. This transport reads a body of known length
-straight into one buffer and sends buffers as they are. Everything else of HTTP (redirects,
-cookies, compression, proxies) is left out: `Client` uses httpx's own transport behind a proxy.
+straight into one buffer, which the request may bring along (its extension "into"), and sends
+buffers as they are. Everything else of HTTP (redirects, cookies, compression, proxies) is left
+out: `Client` uses httpx's own transport behind a proxy.
 """
 
 import math
@@ -62,7 +63,8 @@ class SocketTransport(httpx.AsyncBaseTransport):
         except BaseException:
             connection.close()
             raise
-        stream = _Answer(self, origin, connection, request.method, status, headers, timeout)
+        into = request.extensions.get("into") if status in (200, 206) else None
+        stream = _Answer(self, origin, connection, request.method, status, headers, timeout, into)
         return httpx.Response(status, headers=headers, stream=stream, request=request)
 
     def _reusable(self, origin: Origin) -> "_Connection | None":
@@ -221,18 +223,16 @@ class _Connection:
     async def _head(self, timeout: float) -> bytes:
         return await self._until(b"\r\n\r\n", timeout)
 
-    async def read_exactly(self, size: int, timeout: float) -> bytearray:
-        body = bytearray(size)
-        view = memoryview(body)
-        filled = min(size, len(self._buffer))
-        view[:filled] = self._buffer[:filled]
+    async def read_into(self, body: memoryview, timeout: float) -> None:
+        """Fill `body`."""
+        size, filled = len(body), min(len(body), len(self._buffer))
+        body[:filled] = self._buffer[:filled]
         del self._buffer[:filled]
         while filled < size:
-            count = await self._receive(view[filled:], timeout)
+            count = await self._receive(body[filled:], timeout)
             if count == 0:
                 raise httpx.RemoteProtocolError(f"{filled} bytes of a body of {size} bytes")
             filled += count
-        return body
 
     async def read_chunked(self, timeout: float) -> bytearray:
         body = bytearray()
@@ -250,7 +250,10 @@ class _Connection:
                 return body
             if len(body) + size > _CHUNKED_LIMIT:
                 raise httpx.RemoteProtocolError("an answer is too long")
-            body += await self.read_exactly(size, timeout)
+            start = len(body)
+            body.extend(bytes(size))
+            with memoryview(body) as view:
+                await self.read_into(view[start:], timeout)
             if await self._until(b"\r\n", timeout):
                 raise httpx.RemoteProtocolError("a chunk is longer than it says")
 
@@ -291,7 +294,9 @@ class _Answer(httpx.AsyncByteStream):
         status: int,
         headers: list[tuple[bytes, bytes]],
         timeout: float,
+        into: memoryview | None,
     ) -> None:
+        self._into = into
         self._transport = transport
         self._origin = origin
         self._connection = connection
@@ -314,15 +319,20 @@ class _Answer(httpx.AsyncByteStream):
     async def __anext__(self) -> bytes:
         if self._done:
             raise StopAsyncIteration
+        body: bytearray | memoryview
         if self._chunked:
             body = await self._connection.read_chunked(self._timeout)
         elif self._length is not None:
-            body = await self._connection.read_exactly(self._length, self._timeout)
+            if self._into is not None and self._length <= len(self._into):
+                body = self._into[: self._length]
+            else:
+                body = bytearray(self._length)
+            await self._connection.read_into(memoryview(body), self._timeout)
         else:
             self._keeps = False
             body = await self._connection.read_to_end(self._timeout)
         self._done = True
-        return body  # type: ignore[return-value]  # a bytearray, which is as good
+        return body  # type: ignore[return-value]  # a buffer, which is as good
 
     async def aclose(self) -> None:
         if self._closed:

@@ -52,7 +52,7 @@ class BodyReader(typing.Protocol):
     def tail_range(self) -> tuple[int, int]:
         """The bytes `[start, stop)` of the blob that `settle_size` needs; none once it is known."""
 
-    def settle_size(self, tail: bytes | memoryview) -> int:
+    def settle_size(self, tail: bytes | bytearray | memoryview) -> int:
         """Set and return `plain_size`, from the bytes of `tail_range`. Raises Corrupt."""
 
 

@@ -55,7 +55,7 @@ class CbcReader:
             return self.blob_size, self.blob_size
         return max(0, self.blob_size - 2 * BLOCK), self.blob_size
 
-    def settle_size(self, tail: bytes | memoryview) -> int:
+    def settle_size(self, tail: bytes | bytearray | memoryview) -> int:
         if self.plain_size is None:
             start, stop = self.tail_range()
             view = memoryview(tail)

@@ -64,7 +64,7 @@ class GcmReader:
     def tail_range(self) -> tuple[int, int]:
         return self.blob_size, self.blob_size
 
-    def settle_size(self, tail: bytes | memoryview) -> int:
+    def settle_size(self, tail: bytes | bytearray | memoryview) -> int:
         assert self.plain_size is not None
         return self.plain_size
 
@@ -79,29 +79,25 @@ class GcmReader:
         stop = first * self._stride + len(view)
         if stop > self.blob_size or (len(view) % self._stride and stop != self.blob_size):
             raise Truncated(f"{len(view)} bytes from region {first} on are not whole regions")
-        regions = [
-            view[offset : offset + self._stride] for offset in range(0, len(view), self._stride)
-        ]
-        encodings = self._encodings
-        for index, region in enumerate(regions, first):
-            nonce = region[:NONCE_LENGTH]
-            encodings = frozenset(encode for encode in encodings if encode(index) == nonce)
+        regions = -(-len(view) // self._stride)
+        plain = memoryview(bytearray(len(view) - regions * OVERHEAD))
+        encodings, decrypt_into = self._encodings, self._aes.decrypt_into
+        start = 0
+        for index, offset in enumerate(range(0, len(view), self._stride), first):
+            region = view[offset : offset + self._stride]
+            nonce = region[:NONCE_LENGTH].tobytes()
+            if any(encode(index) != nonce for encode in encodings):
+                encodings = frozenset(encode for encode in encodings if encode(index) == nonce)
             if not encodings:
                 raise Corrupt(f"region {index} is not in its place: its nonce is another one's")
-        plain = memoryview(bytearray(len(view) - len(regions) * OVERHEAD))
-        start = 0
-        for index, region in enumerate(regions, first):
             stop = start + len(region) - OVERHEAD
-            self._open(index, region, plain[start:stop])
+            try:
+                decrypt_into(nonce, region[NONCE_LENGTH:], None, plain[start:stop])
+            except InvalidTag:
+                raise Corrupt(f"region {index} fails authentication") from None
             start = stop
         self._settle(encodings)
         return plain.toreadonly()
-
-    def _open(self, index: int, region: memoryview, plain: memoryview) -> None:
-        try:
-            self._aes.decrypt_into(region[:NONCE_LENGTH], region[NONCE_LENGTH:], None, plain)
-        except InvalidTag:
-            raise Corrupt(f"region {index} fails authentication") from None
 
     def _settle(self, encodings: frozenset[Encoding]) -> None:
         """Keep only what fits; after the tags were checked, since until then nonces prove nothing.
