@@ -17,9 +17,11 @@
     │   ├── TooBig
     │   ├── Archived
     │   ├── Unavailable           network, 5xx or deadline, after retries
+    │   │   └── KeyUnavailable    a key provider gave no answer, or none of use; may be asked again
     │   └── Rejected              the service calls our request malformed
     └── ContentError              what is stored is not what may be served
-        ├── KeyUnknown            no key in the set has the blob's key id
+        ├── KeyUnknown            nobody has a key of the blob's key id
+        ├── KeyRefused            the key provider does not permit the use of its key
         ├── NotEncrypted          a plaintext blob under require_encryption
         ├── ProtocolRefused       below min_protocol, or one that we do not know
         └── Corrupt               fails authentication or is malformed
@@ -62,7 +64,10 @@ class PosixError(BlobfsError):
 
 
 class ServiceError(BlobfsError):
-    """An answer of the Blob service, or none; `request_id` is what Azure support asks for."""
+    """An answer of the Blob service or a key provider, or none.
+
+    `request_id` is what Azure support asks for.
+    """
 
     def __init__(self, message: str, *, request_id: str = "") -> None:
         super().__init__(message)
@@ -109,6 +114,10 @@ class Unavailable(ServiceError):
     pass
 
 
+class KeyUnavailable(Unavailable):
+    pass
+
+
 class Rejected(ServiceError):
     pass
 
@@ -118,6 +127,10 @@ class ContentError(BlobfsError):
 
 
 class KeyUnknown(ContentError):
+    pass
+
+
+class KeyRefused(ContentError):
     pass
 
 
@@ -154,6 +167,7 @@ ERRNO: dict[type[BlobfsError], int] = {
     Unavailable: errno.EIO,
     Rejected: errno.EIO,
     KeyUnknown: errno.ENOKEY,
+    KeyRefused: errno.EACCES,
     NotEncrypted: errno.EACCES,
     ProtocolRefused: errno.EACCES,
     Corrupt: errno.EIO,

@@ -48,6 +48,6 @@ def configure(level: str, log_file: Path | None, *, foreground: bool) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for library in ("httpx", "httpcore", "trio"):
+    for library in ("httpx", "httpcore", "trio", "azure", "msal", "urllib3"):
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("pyfuse3").addFilter(unanswered_is_debug)

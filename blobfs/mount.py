@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 
 import pyfuse3
@@ -155,7 +156,11 @@ def _fstypes_at(path: Path) -> list[str]:
 async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], None]) -> None:
     """Run the mount until it is unmounted or told to end."""
     spool = Spool(options.spool_dir, PAGE, options.spool_size)
-    async with Client(connections=options.connections) as client, trio.open_nursery() as nursery:
+    async with (
+        aclosing(keyring),
+        Client(connections=options.connections) as client,
+        trio.open_nursery() as nursery,
+    ):
         volumes = [_volume(client, access, options, keyring) for access in options.accesses]
         try:
             with trio.fail_after(options.timeout):
@@ -165,6 +170,8 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
                 f"{options.source.display} gave no answer within {options.timeout:g} s: "
                 "check the name and the network"
             ) from None
+        if not options.read_only:
+            await keyring.probe()
         fs = _build(options, volumes, keyring, spool, nursery)
         if options.sas_dir is None and markers[0] is not None:
             fs.store.take_up(fs.store.inodes.root, markers[0])
@@ -182,7 +189,6 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
                 await _drain(fs, unmounted=unmounted)
             pyfuse3.close(unmount=True)
         nursery.cancel_scope.cancel()
-    keyring.clear()
     spool.close()
     log.info("unmounted %s", options.mountpoint)
 

@@ -8,6 +8,7 @@ import difflib
 import itertools
 import os
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
@@ -87,6 +88,17 @@ def _path(text: str) -> Path:
         raise ValueError("a path; there is no home directory for its ~") from None
 
 
+def _words(text: str) -> tuple[str, ...]:
+    """A command as a shell would split it; nothing else of a shell."""
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError:
+        words = ()
+    if not words:
+        raise ValueError("a program and its arguments, with any quotes closed")
+    return words
+
+
 def _choice(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
@@ -159,10 +171,28 @@ class MountOptions:
         metadata=_option(_path, "", "directory of CONTAINER.sas files: mounts all of these"),
     )
     key_file: Path | None = field(
-        default=None, metadata=_option(_path, "", "file with the keys (a JSON Web Key Set)")
+        default=None,
+        metadata=_option(_path, "", "file with the keys: a JSON Web Key Set, or an RSA key in PEM"),
+    )
+    key_passphrase_file: Path | None = field(
+        default=None, metadata=_option(_path, "", "file with the passphrase of a PEM key_file")
+    )
+    key_vault: str | None = field(
+        default=None,
+        metadata=_option(str, "", "key in Azure: https://VAULT.vault.azure.net/keys/NAME/VERSION"),
+    )
+    key_provider: str | None = field(
+        default=None, metadata=_option(str, "", "NAME or NAME:ARGUMENT of a package's key provider")
+    )
+    key_command: tuple[str, ...] | None = field(
+        default=None, metadata=_option(_words, "", "program that wraps and unwraps keys")
+    )
+    key_command_timeout: float | None = field(
+        default=None, metadata=_option(_timeout, "half of timeout", "longest run of key_command")
     )
     key_id: str | None = field(
-        default=None, metadata=_option(str, "", "the key that wraps; else the first of the file")
+        default=None,
+        metadata=_option(str, "", "the key that wraps; else the first of the file, see Keys"),
     )
     protocol: str = _value(
         _choice("1.0", "2.0", "2.1"), "2.1", "client-side encryption protocol to write"
@@ -358,7 +388,7 @@ def parse_mount(
 ) -> MountOptions:
     """The mount that `source`, `mountpoint` and the texts of all `-o` ask for.
 
-    Reads the `sas_file`, if there is one, and nothing else. A key file must be named unless the
+    Reads the `sas_file`, if there is one, and nothing else. A key must be named unless the
     mount is read-only and `norequire_encryption`, as whatever is written is encrypted. `sloppy`
     passes over options that nobody knows, as mount(8) asks for with -s. Raises
     OptionError or SasError, each with one line to show.
@@ -435,12 +465,17 @@ def _check_together(chosen: MountOptions) -> None:
         )
     if chosen.allow_other and "allow_root" in chosen.fuse_options:
         raise OptionError("allow_other and allow_root exclude each other: give one")
-    if chosen.key_file is None:
+    if chosen.key_file is None and chosen.key_passphrase_file is not None:
+        raise OptionError("key_passphrase_file is for a key_file: give key_file=, too")
+    if chosen.key_command is None and chosen.key_command_timeout is not None:
+        raise OptionError("key_command_timeout is for a key_command: give key_command=, too")
+    if not (chosen.key_file or chosen.key_vault or chosen.key_provider or chosen.key_command):
         if chosen.key_id is not None:
             raise OptionError("key_id chooses a key of the key_file: give key_file=, too")
         if not chosen.read_only or chosen.require_encryption:
             raise OptionError(
-                "key_file= is missing: make one with blobfs keys generate FILE "
+                "key_file= is missing: make one with blobfs keys generate FILE, or give "
+                "key_vault=, key_provider= or key_command= "
                 "(only ro,norequire_encryption needs none)"
             )
 

@@ -1,22 +1,65 @@
 """The keys and containers of a command that works without a mount; a mount opens its own alike."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from blobfs.access import Access
 from blobfs.blobs import Client, Container
-from blobfs.envelope import load_key_set
+from blobfs.envelope import KeySet, load_key_set
+from blobfs.errors import KeyFileError
 from blobfs.keyring import Keyring
 from blobfs.options import MountOptions
+from blobfs.providers import CommandProvider, Outside, VaultProvider, open_package_provider
 
 
 def open_keyring(options: MountOptions) -> Keyring:
-    """The keys that the options name. Raises KeyFileError."""
+    """The keys that the options name; `aclose` it. Nobody is asked for anything yet.
+
+    The key that `key_id` names wraps. Without it the first of key_vault, key_provider and
+    key_command does, and the key file if there is none of them. Raises KeyFileError and
+    OptionError.
+    """
+    outside = _open_outside(options)
     keys = None
     if options.key_file is not None:
-        keys = load_key_set(options.key_file, options.key_id)
-    return Keyring(keys)
+        keys = load_key_set(
+            options.key_file,
+            options.key_id,
+            passphrase_file=options.key_passphrase_file,
+            alone=not outside,
+        )
+    return Keyring(keys, *outside, wrapping=_choose_wrapping(options.key_id, keys, outside))
+
+
+def _open_outside(options: MountOptions) -> list[Outside]:
+    # Half of what an operation has, so that the error names the provider, and time is left.
+    limit = options.timeout / 2
+    outside = []
+    if options.key_vault is not None:
+        vault = VaultProvider(options.key_vault, limit=limit)
+        outside.append(Outside(vault, limit=limit, trusted=True))
+    if options.key_provider is not None:
+        package = open_package_provider(options.key_provider, options.key_id)
+        outside.append(Outside(package, limit=limit))
+    if options.key_command is not None:
+        command = CommandProvider(options.key_command, options.key_id)
+        outside.append(Outside(command, limit=options.key_command_timeout or limit))
+    return outside
+
+
+def _choose_wrapping(
+    key_id: str | None, keys: KeySet | None, outside: list[Outside]
+) -> Outside | None:
+    """The provider outside that wraps; None leaves it to the key file."""
+    if not outside or (key_id is not None and keys is not None and key_id in keys.key_ids):
+        return None
+    for provider in outside:
+        if provider.can_wrap and key_id in (None, provider.key_id):
+            return provider
+    if key_id is None:
+        return None
+    raise KeyFileError(f"no key has the kid {key_id!r}: give another key_id=, or its key")
 
 
 def open_container(client: Client, access: Access) -> Container:
@@ -43,14 +86,14 @@ class Session:
 
 @asynccontextmanager
 async def open_session(options: MountOptions) -> AsyncIterator[Session]:
-    """Raises KeyFileError. Nothing is asked of the service yet."""
-    keyring = open_keyring(options)
-    try:
-        async with Client(connections=options.connections) as client:
-            places = tuple(
-                Place(open_container(client, access), access.source.prefix, access)
-                for access in options.accesses
-            )
-            yield Session(options, keyring, places)
-    finally:
-        keyring.clear()
+    """Raises KeyFileError and OptionError. Nothing is asked of the service, nor of a key provider,
+    yet: a command that is to write starts with `keyring.probe`."""
+    async with (
+        aclosing(open_keyring(options)) as keyring,
+        Client(connections=options.connections) as client,
+    ):
+        places = tuple(
+            Place(open_container(client, access), access.source.prefix, access)
+            for access in options.accesses
+        )
+        yield Session(options, keyring, places)

@@ -20,7 +20,8 @@ LAYERS: tuple[set[str], ...] = (
     {"errors", "cache"},
     {"names", "spool", "sas", "envelope", "blobs"},
     {"staged"},
-    {"source", "attributes", "keyring", "draft", "logs", "argv"},
+    {"source", "attributes", "providers", "draft", "logs", "argv"},
+    {"keyring"},
     {"access", "xattrs", "reader", "writer"},
     {"options", "inodes", "recovery"},
     {"fs", "session"},
@@ -37,6 +38,7 @@ OWNERS = {
     "httpx": {"blobs"},
     "cryptography": {"envelope", "spool"},
     "jwcrypto": {"envelope"},
+    "azure": {"providers"},
 }
 PURE = {"envelope", "sas", "attributes", "xattrs", "inodes", "names", "errors", "source", "options"}
 

@@ -1,6 +1,7 @@
 """Azure's client-side encryption format, and what blobfs adds to it. FORMAT.md is the spec.
 
-Pure: no network, no trio; the key file is the only file read. Hard problems, and who solves them:
+Pure: no network, no trio; the key file and its passphrase are the only files read. Hard
+problems, and who solves them:
 
 - a (CEK, nonce) pair must never meet two plaintexts: `body.BodyWriter`, by construction;
 - no plaintext may leave before it is authenticated: `gcm.GcmReader.decrypt`;
@@ -20,7 +21,14 @@ from blobfs.envelope.data import (
     Protocol,
     WrappedKey,
 )
-from blobfs.envelope.keys import Kek, KeySet, generate_key_set, load_key_set, write_key_set
+from blobfs.envelope.keys import (
+    Kek,
+    KeySet,
+    generate_key_set,
+    load_key_set,
+    load_keys,
+    write_key_set,
+)
 from blobfs.envelope.seal import SEAL_KEY, check_seal, make_seal, sealed_size
 from blobfs.envelope.sizes import blob_size_of, plain_size
 
@@ -46,6 +54,7 @@ __all__ = [
     "check_seal",
     "generate_key_set",
     "load_key_set",
+    "load_keys",
     "make_seal",
     "new_cek",
     "open_body",

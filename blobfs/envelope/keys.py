@@ -1,4 +1,5 @@
-"""Key-encryption keys, and the JSON Web Key Set file (RFC 7517) that holds them.
+"""Key-encryption keys, and the file that holds them: a JSON Web Key Set (RFC 7517), or one RSA
+private key in PEM or PKCS#8 (`pem`).
 
 Messages name the file, and keys by their id, never what is in them.
 """
@@ -8,7 +9,6 @@ import contextlib
 import json
 import os
 import secrets
-import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +22,10 @@ from jwcrypto.common import JWException
 from jwcrypto.jwk import JWK
 
 from blobfs.envelope.data import WrappedKey
+from blobfs.envelope.pem import is_pem_or_der, load_rsa, thumbprint
+from blobfs.envelope.private import read_passphrase, read_private
 from blobfs.errors import KeyFileError, KeyUnknown, WrongKey
 
-MAX_KEY_FILE = 1024 * 1024
 MIN_RSA_BITS = 2048
 
 _AES_ALGORITHM = {16: "A128KW", 24: "A192KW", 32: "A256KW"}
@@ -62,6 +63,15 @@ class Kek:
         return f"Kek({self.key_id!r}, {self.algorithm})"
 
     @property
+    def bits(self) -> int:
+        return 8 * len(self._key) if isinstance(self._key, bytes) else self._key.key_size
+
+    @property
+    def can_unwrap(self) -> bool:
+        """False for the public half of an RSA key."""
+        return not isinstance(self._key, RSAPublicKey)
+
+    @property
     def can_wrap(self) -> bool:
         """False for AES keys under 256 bits, which open old blobs and protect no new ones, and
         for keys whose file says so."""
@@ -96,24 +106,32 @@ class Kek:
 
 
 class KeySet:
-    """The keys of a mount: all of them unwrap, one of them wraps."""
+    """The keys of a key file: all of them unwrap, one of them wraps unless it is only for reading
+    what was written under it before."""
 
-    def __init__(self, keys: Sequence[Kek], wrapping: Kek) -> None:
+    def __init__(self, keys: Sequence[Kek], wrapping: Kek | None) -> None:
         self._keys = {key.key_id: key for key in keys}
         self._wrapping = wrapping
 
     def __repr__(self) -> str:
-        return f"KeySet({list(self._keys)!r}, wrapping={self._wrapping.key_id!r})"
+        return f"KeySet({list(self._keys)!r}, wrapping={self.wrapping_key_id!r})"
 
     @property
     def key_ids(self) -> tuple[str, ...]:
         return tuple(self._keys)
 
     @property
-    def wrapping_key_id(self) -> str:
-        return self._wrapping.key_id
+    def wrapping(self) -> Kek | None:
+        return self._wrapping
+
+    @property
+    def wrapping_key_id(self) -> str | None:
+        return None if self._wrapping is None else self._wrapping.key_id
 
     def wrap(self, payload: bytes) -> WrappedKey:
+        """Raises KeyUnknown when no key of the set wraps."""
+        if self._wrapping is None:
+            raise KeyUnknown("no key of the key file is to encrypt with")
         return self._wrapping.wrap(payload)
 
     def unwrap(self, wrapped: WrappedKey) -> bytes:
@@ -124,29 +142,63 @@ class KeySet:
         return key.unwrap(wrapped)
 
 
-def load_key_set(path: str | os.PathLike[str], key_id: str | None = None) -> KeySet:
-    """Read a JSON Web Key Set, or a single JSON Web Key.
+def load_keys(
+    path: str | os.PathLike[str],
+    *,
+    pem_key_id: str | None = None,
+    passphrase_file: str | os.PathLike[str] | None = None,
+) -> list[Kek]:
+    """The keys of a JSON Web Key Set, a single JSON Web Key, or a PEM or PKCS#8 RSA private key,
+    told apart by their content; in the file's order.
 
-    The key named `key_id` wraps, else the first. Raises KeyFileError, with one line that says
-    what is wrong and what to do.
+    A key of the last kind has the id `pem_key_id`, else its thumbprint (RFC 7638); its passphrase
+    is in `passphrase_file`. Raises KeyFileError, with one line that says what is wrong and what
+    to do.
     """
+    content = read_private(path)
+    passphrase = None if passphrase_file is None else read_passphrase(passphrase_file)
+    if is_pem_or_der(content):
+        private = load_rsa(path, content, passphrase)
+        _check_rsa(f"{path}", private)
+        return [Kek(pem_key_id or thumbprint(private), private)]
+    if passphrase is not None:
+        raise KeyFileError(f"{path} is a JSON Web Key Set, which has no passphrase")
     keys: dict[str, Kek] = {}
-    for number, fields in enumerate(_parse(path, _read_private(path)), 1):
+    for number, fields in enumerate(_parse(path, content), 1):
         key = _key(path, number, fields)
         if key.key_id in keys:
             raise KeyFileError(f"{path}: two keys have the kid {key.key_id!r}; rename one")
         keys[key.key_id] = key
-    if key_id is not None and key_id not in keys:
-        raise KeyFileError(
-            f"{path}: no key has the kid {key_id!r}; it has {', '.join(map(repr, keys))}"
-        )
-    wrapping = keys[key_id] if key_id is not None else next(iter(keys.values()))
-    if not wrapping.can_wrap:
-        raise KeyFileError(
-            f"{path}: key {wrapping.key_id!r} only unwraps, by its length, alg or key_ops; "
-            "name another with key_id"
-        )
-    return KeySet(list(keys.values()), wrapping)
+    return list(keys.values())
+
+
+def load_key_set(
+    path: str | os.PathLike[str],
+    key_id: str | None = None,
+    *,
+    passphrase_file: str | os.PathLike[str] | None = None,
+    alone: bool = True,
+) -> KeySet:
+    """Read a key file as `load_keys` does. The key named `key_id` wraps, else the first.
+
+    `alone` is whether the file has the mount's only keys. If so, a PEM key takes `key_id` as its
+    id, and a file that has no such key, or whose key only unwraps, is refused. If not, then a
+    file without the key named wraps nothing. Raises KeyFileError.
+    """
+    keys = load_keys(path, pem_key_id=key_id if alone else None, passphrase_file=passphrase_file)
+    named = [key for key in keys if key_id in (None, key.key_id)]
+    if not named and alone:
+        shown = ", ".join(repr(key.key_id) for key in keys)
+        raise KeyFileError(f"{path}: no key has the kid {key_id!r}; it has {shown}")
+    wrapping = named[0] if named else None
+    if wrapping is not None and not wrapping.can_wrap:
+        if alone or key_id is not None:
+            raise KeyFileError(
+                f"{path}: key {wrapping.key_id!r} only unwraps, by its length, alg or key_ops; "
+                "name another with key_id"
+            )
+        wrapping = None
+    return KeySet(keys, wrapping)
 
 
 def generate_key_set() -> str:
@@ -190,29 +242,6 @@ def _generate() -> tuple[str, str]:
     return kid, json.dumps({"keys": [key.export(as_dict=True)]}, indent=2) + "\n"
 
 
-def _read_private(path: str | os.PathLike[str]) -> bytes:
-    """The file's content, if nobody but its owner can read it and we may trust that owner."""
-    try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb") as file:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise KeyFileError(f"{path} is not a regular file")
-            if status.st_mode & 0o077:
-                raise KeyFileError(f"{path} can be used by others; run: chmod 600 {path}")
-            if status.st_uid not in (0, os.geteuid()):
-                raise KeyFileError(
-                    f"{path} belongs to uid {status.st_uid}; run: chown {os.geteuid()} {path}"
-                )
-            content = file.read(MAX_KEY_FILE + 1)
-    except OSError as exc:
-        raise KeyFileError(f"{path}: {exc.strerror}") from exc
-    if len(content) > MAX_KEY_FILE:
-        raise KeyFileError(f"{path} is over {MAX_KEY_FILE} bytes, which no key set is")
-    return content
-
-
 def _parse(path: str | os.PathLike[str], content: bytes) -> list[dict[str, object]]:
     """The members of each key, in the file's order, which jwcrypto's own JWKSet does not keep."""
     root: object = None
@@ -247,8 +276,7 @@ def _key(path: str | os.PathLike[str], number: int, fields: dict[str, object]) -
             raise KeyFileError(f"{where} has {8 * len(key)} bits; it takes 256 (or 128, 192)")
         algorithms: tuple[str, ...] = (_AES_ALGORITHM[len(key)],)
     else:
-        if key.key_size < MIN_RSA_BITS:
-            raise KeyFileError(f"{where} is RSA of {key.key_size} bits; under {MIN_RSA_BITS}")
+        _check_rsa(where, key)
         algorithms = (_RSA_ALGORITHM, "RSA-OAEP")
     operations = fields.get("key_ops", ["wrapKey", "unwrapKey"])
     needed = "wrapKey" if isinstance(key, RSAPublicKey) else "unwrapKey"
@@ -258,6 +286,11 @@ def _key(path: str | os.PathLike[str], number: int, fields: dict[str, object]) -
     if algorithm not in algorithms:
         raise KeyFileError(f'{where} has an "alg" other than {" or ".join(algorithms)}')
     return Kek(kid, key, may_wrap=algorithm == algorithms[0] and "wrapKey" in operations)
+
+
+def _check_rsa(where: str, key: RSAPrivateKey | RSAPublicKey) -> None:
+    if key.key_size < MIN_RSA_BITS:
+        raise KeyFileError(f"{where} is RSA of {key.key_size} bits; under {MIN_RSA_BITS}")
 
 
 def _material(fields: dict[str, object]) -> bytes | RSAPrivateKey | RSAPublicKey | None:
