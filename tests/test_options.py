@@ -412,6 +412,11 @@ def test_defaults() -> None:
     ("option", "field", "value"),
     [
         ("key_file=/k/keys", "key_file", Path("/k/keys")),
+        ("key_passphrase_file=/k/pass", "key_passphrase_file", Path("/k/pass")),
+        ("key_vault=https://v/keys/k/1", "key_vault", "https://v/keys/k/1"),
+        ("key_provider=acme:eu:1", "key_provider", "acme:eu:1"),
+        ("key_command=/kms 'a b' c", "key_command", ("/kms", "a b", "c")),
+        ("key_command=k,key_command_timeout=1m", "key_command_timeout", 60.0),
         ("key_id=2026", "key_id", "2026"),
         ("protocol=2.0", "protocol", "2.0"),
         ("region_size=16", "region_size", 16),
@@ -482,6 +487,10 @@ def test_every_option_in_the_table_is_tested_above() -> None:
         ("connections=0", "a number from 1 to 1024"),
         ("connections=1025", "a number from 1 to 1024"),
         ("ro=1", "option ro takes no value"),
+        ("key_command=a 'b", "a program and its arguments, with any quotes closed"),
+        ('key_command=" "', "a program and its arguments"),
+        ("key_command=a,key_command_timeout=0", "at least one second"),
+        ("key_command_timeout=9", "key_command_timeout is for a key_command: give key_command="),
         ("key_file", "option key_file needs a value: write key_file="),
         ("key_file=", "option key_file needs a value"),
         ("protocol=2.0,region_size=64K", "region_size goes with protocol=2.1"),
@@ -518,6 +527,15 @@ def test_only_a_read_only_mount_of_plain_blobs_needs_no_key() -> None:
             mount(too_little, base=base)
     with pytest.raises(OptionError, match="give key_file="):
         mount("ro,norequire_encryption,key_id=1", base=base)
+    with pytest.raises(OptionError, match="key_passphrase_file is for a key_file"):
+        mount("ro,norequire_encryption,key_passphrase_file=/p", base=base)
+
+
+@pytest.mark.parametrize(
+    "option", ["key_vault=https://v/keys/k", "key_provider=a", "key_command=a"]
+)
+def test_a_key_may_be_elsewhere_than_in_a_file(option: str) -> None:
+    assert mount(option, base=(f"sas={TOKEN}",)).key_file is None
 
 
 def test_the_mount_point_must_be_given() -> None:

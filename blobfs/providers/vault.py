@@ -7,7 +7,6 @@ names, only versions of the one key that the user named are asked for.
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import trio
 
@@ -30,7 +29,9 @@ _UNWRAPS = (ALGORITHM, "RSA-OAEP")
 _CLIENTS = 64  # versions of the key whose clients are kept
 _SHOWN = 300
 
-_IDENTIFIER = re.compile(r"/keys/([0-9A-Za-z-]{1,127})(?:/([0-9A-Za-z]{1,64}))?/?")
+_IDENTIFIER = re.compile(
+    r"https://([0-9A-Za-z.-]{1,255})(?::443)?/keys/([0-9A-Za-z-]{1,127})(?:/([0-9A-Za-z]{1,64}))?/?"
+)
 
 T = TypeVar("T")
 
@@ -131,17 +132,10 @@ class VaultProvider:
 
 def _split(identifier: str) -> tuple[str, str] | None:
     """The key's identifier without its version, in one spelling, and the version or ""."""
-    try:
-        url = urlsplit(identifier)
-        port = url.port
-    except ValueError:
+    match = _IDENTIFIER.fullmatch(identifier)
+    if match is None:
         return None
-    match = _IDENTIFIER.fullmatch(url.path)
-    plain = not (url.query or url.fragment or url.username or url.password)
-    if url.scheme != "https" or not url.hostname or match is None or not plain:
-        return None
-    host = url.hostname if port in (None, 443) else f"{url.hostname}:{port}"
-    return f"https://{host}/keys/{match[1]}", match[2] or ""
+    return f"https://{match[1].lower()}/keys/{match[2]}", match[3] or ""
 
 
 def _translated(key_id: str, call: Callable[[], T]) -> T:
