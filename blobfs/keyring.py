@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 import trio
 from cachetools import LRUCache
 
-from blobfs.envelope import EncryptionData, KeySet, WrappedKey, unpack_cek
+from blobfs.envelope import (
+    STANDBY_KEY_LENGTH,
+    EncryptionData,
+    KeySet,
+    WrappedKey,
+    split_standby,
+    unpack_cek,
+    unwrap_standby,
+    wrap_standby,
+)
 from blobfs.errors import KeyUnknown
 from blobfs.providers import KeyProvider, LocalKeys
 
@@ -15,8 +24,6 @@ log = logging.getLogger(__name__)
 
 PAYLOAD_CACHE = 4096
 """Unwrapped payloads kept, of 32 or 40 bytes each."""
-
-_PROBE_LENGTH = 32
 
 
 @dataclass(slots=True)
@@ -56,14 +63,18 @@ class Keyring:
         self._wrapping = wrapping or next(able, None)
         self._payloads: LRUCache[WrappedKey, bytes] = LRUCache(PAYLOAD_CACHE)
         self._flights: dict[WrappedKey, _Flight] = {}
+        self._standby: tuple[bytes, WrappedKey] | None = None
 
     @property
     def can_write(self) -> bool:
         return self._wrapping is not None
 
     async def probe(self) -> None:
-        """Have something wrapped, to know that it works before anything depends on it."""
-        wrapped = await self.wrap(secrets.token_bytes(_PROBE_LENGTH))
+        """Have a key wrapped, to know that it works before anything depends on it, and for
+        `wrap_to_keep`."""
+        standby = secrets.token_bytes(STANDBY_KEY_LENGTH)
+        wrapped = await self.wrap(standby)
+        self._standby = standby, wrapped
         log.info("files are encrypted under key %r (%s)", wrapped.key_id, wrapped.algorithm)
 
     async def wrap(self, payload: bytes) -> WrappedKey:
@@ -73,6 +84,16 @@ class Keyring:
         wrapped = await self._wrapping.wrap(payload)
         self._remember(wrapped, payload)
         return wrapped
+
+    async def wrap_to_keep(self, payload: bytes) -> WrappedKey:
+        """`payload` for a file on this machine, without asking anybody outside of this process:
+        what could not be stored must not be lost because the key provider is away, too.
+
+        What is put at the service is wrapped again, by `wrap`, for other tools to read.
+        """
+        if self._standby is None or isinstance(self._wrapping, LocalKeys):
+            return await self.wrap(payload)
+        return wrap_standby(*self._standby, payload)
 
     async def unwrap(self, wrapped: WrappedKey) -> bytes:
         """The payload inside `wrapped`; one call of the provider, however many ask at once."""
@@ -97,7 +118,7 @@ class Keyring:
     def clear(self) -> None:
         """Let go of every key."""
         self._payloads.clear()
-        self._providers, self._wrapping = [], None
+        self._providers, self._wrapping, self._standby = [], None, None
 
     async def aclose(self) -> None:
         """Let go of every key and close the providers. Raises nothing."""
@@ -107,10 +128,9 @@ class Keyring:
             await provider.aclose()
 
     async def _fly(self, wrapped: WrappedKey) -> bytes:
-        provider = self._provider(wrapped.key_id)
         flight = self._flights[wrapped] = _Flight()
         try:
-            payload = flight.payload = await provider.unwrap(wrapped)
+            payload = flight.payload = await self._ask(wrapped)
         except Exception as exc:
             flight.error = exc
             raise
@@ -119,6 +139,13 @@ class Keyring:
             flight.done.set()
         self._remember(wrapped, payload)
         return payload
+
+    async def _ask(self, wrapped: WrappedKey) -> bytes:
+        parts = split_standby(wrapped)
+        if parts is None:
+            return await self._provider(wrapped.key_id).unwrap(wrapped)
+        under, inner = parts
+        return unwrap_standby(await self.unwrap(under), inner)
 
     def _remember(self, wrapped: WrappedKey, payload: bytes) -> None:
         if self._providers:

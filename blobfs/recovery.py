@@ -5,6 +5,9 @@ have sent (nothing in it is secret without the KEK), then 16 bytes: the object's
 big-endian) and `MAGIC`. A file that does not end in `MAGIC` is incomplete. `unknown` in the object
 lists the ranges [offset, size] of plaintext that stand as zeros, since the file was changed in
 part and the version below was gone.
+
+With keys outside of this process the content key is wrapped in the standby form (`Keyring.
+wrap_to_keep`): wrap it again before the blob is put at the service.
 """
 
 import json
@@ -52,7 +55,7 @@ async def keep_for_recovery(
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     final = directory / f"{stamp}-{secrets.token_hex(4)}{SUFFIX}"
     body = new_body(policy)
-    wrapped = await keyring.wrap(body.cek_payload)
+    wrapped = await keyring.wrap_to_keep(body.cek_payload)
     region = region_of(policy)
     chunk = max(1, _CHUNK // region) * region
     unknown: list[tuple[int, int]] = []

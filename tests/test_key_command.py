@@ -15,8 +15,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from blobfs.envelope import WrappedKey
+from blobfs.envelope import EncryptionData, WrappedKey, open_body
 from blobfs.errors import KeyRefused, KeyUnavailable, KeyUnknown, OptionError, WrongKey
+from blobfs.keyring import Keyring
 from blobfs.providers import CommandProvider, Outside
 from blobfs.providers.command import MAX_PROCESSES
 from tests import keycommand
@@ -307,6 +308,31 @@ def test_a_command_that_fails_makes_no_mount_and_says_why(
     ):
         pass
     assert caught.value.status == 1
+
+
+@pytest.mark.mount
+def test_a_close_while_the_command_is_away_fails_and_keeps_the_bytes(
+    azurite: Azurite, container: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "kms"
+    command = keycommand.install(tmp_path)
+    script.write_text(f"#!/bin/sh\n[ -e {tmp_path}/away ] && exit 7\nexec {command}\n")
+    script.chmod(0o700)
+    with mounted(azurite, container, tmp_path, f"key_command={script}") as mount:
+        mount.expect_log("ERROR .*'file': Input/output error: key_command ended with status 7")
+        mount.expect_log("ERROR .*file: not stored; its content is kept, encrypted, in ")
+        (tmp_path / "away").touch()
+        with pytest.raises(OSError, match="Input/output error"):
+            (mount.path / "file").write_bytes(content(5000))
+        (tmp_path / "away").unlink()
+        (mount.path / "other").write_bytes(b"stored again")
+    (kept,) = mount.spool_dir.glob("*.blobfs-recovery")
+    blob = kept.read_bytes()
+    end = len(blob) - 16 - int.from_bytes(blob[-16:-8], "big")
+    data = EncryptionData.parse(json.loads(blob[end:-16])["metadata"]["encryptiondata"])
+    keyring = Keyring(None, CommandProvider(command.split(), None))
+    body = open_body(data, trio.run(keyring.content_key, data), end)
+    assert bytes(body.decrypt(0, blob[:end])) == content(5000)
 
 
 @pytest.mark.mount

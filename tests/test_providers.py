@@ -302,6 +302,51 @@ async def test_a_provider_that_does_not_close_does_not_stop_the_end(
     assert trio.current_time() < 10
 
 
+# While the provider is away
+
+
+async def test_what_could_not_be_stored_is_kept_without_asking_anybody() -> None:
+    remote = Remote()
+    ring = Keyring(None, Outside(remote, limit=9))
+    await ring.probe()
+    remote.calls.clear()
+    remote.behave = raises(KeyUnavailable("away"))
+    kept = [await ring.wrap_to_keep(PAYLOAD), await ring.wrap_to_keep(PAYLOAD[::-1])]
+    assert remote.calls == []
+    later = Remote()
+    ring = Keyring(None, Outside(later, limit=9))
+    assert [await ring.unwrap(wrapped) for wrapped in kept] == [PAYLOAD, PAYLOAD[::-1]]
+    assert later.calls == ["unwrap"]
+    assert kept[0].key_id == "r"
+    assert PAYLOAD not in kept[0].encrypted_key
+
+
+async def test_with_a_key_file_what_is_kept_is_wrapped_as_what_is_stored() -> None:
+    ring = Keyring(key_set(Kek("f", bytes(32))))
+    await ring.probe()
+    assert (await ring.wrap_to_keep(PAYLOAD)).algorithm == "A256KW"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "encrypted"),
+    [
+        ("A256KW", b""),
+        ("A256KW", b"\0"),
+        ("A256KW", b"\0\x30" + bytes(48)),
+        ("A256KW", b"\xff\xff" + bytes(96)),
+        ("A256KW", b"\0\0" + bytes(48)),
+        ("A256KW", b"\0\x30" + bytes(96)),
+        ("", b"\0\x30" + bytes(96)),
+        ("blobfs-standby:A256KW", b"\0\x30" + bytes(96)),
+        ("A256KW", b"\0\x30" + Kek("f", bytes(32)).wrap(PAYLOAD).encrypted_key + bytes(48)),
+    ],
+)
+async def test_a_malformed_standby_form_is_the_wrong_key(algorithm: str, encrypted: bytes) -> None:
+    ring = Keyring(key_set(Kek("f", bytes(32))))
+    with pytest.raises(WrongKey):
+        await ring.unwrap(WrappedKey("f", f"blobfs-standby:{algorithm}", encrypted))
+
+
 # What is outside of this process
 
 

@@ -31,6 +31,12 @@ from blobfs.envelope.keys import (
 )
 from blobfs.envelope.seal import SEAL_KEY, check_seal, make_seal, sealed_size
 from blobfs.envelope.sizes import blob_size_of, plain_size
+from blobfs.envelope.standby import (
+    STANDBY_KEY_LENGTH,
+    split_standby,
+    unwrap_standby,
+    wrap_standby,
+)
 
 __all__ = [
     "BOX_KEY",
@@ -39,6 +45,7 @@ __all__ = [
     "MIN_REGION_LENGTH",
     "REGION_LENGTH_2_0",
     "SEAL_KEY",
+    "STANDBY_KEY_LENGTH",
     "BodyReader",
     "BodyWriter",
     "Box",
@@ -61,6 +68,9 @@ __all__ = [
     "pack_cek",
     "plain_size",
     "sealed_size",
+    "split_standby",
     "unpack_cek",
+    "unwrap_standby",
+    "wrap_standby",
     "write_key_set",
 ]
