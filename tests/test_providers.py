@@ -372,6 +372,21 @@ async def test_any_other_failure_shows_its_type_and_no_text() -> None:
     assert caught.value.__context__ is None
 
 
+async def test_a_provider_of_the_wrong_kind_is_no_more_than_of_no_use() -> None:
+    class Synchronous(Remote):
+        def wrap(self, payload: bytes) -> WrappedKey:  # type: ignore[override]
+            raise ValueError(repr(payload))
+
+    class Vague(Remote):
+        async def wrap(self, payload: bytes) -> WrappedKey:
+            return None  # type: ignore[return-value]
+
+    with pytest.raises(KeyUnavailable, match="remote failed with ValueError"):
+        await Outside(Synchronous(), limit=9).wrap(PAYLOAD)
+    with pytest.raises(KeyUnavailable, match="answered with something that is no wrapped key"):
+        await Outside(Vague(), limit=9).wrap(PAYLOAD)
+
+
 async def test_a_slow_provider_is_given_up(autojump_clock: MockClock) -> None:
     remote = Remote()
     remote.behave = trio.Event

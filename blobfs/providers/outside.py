@@ -1,7 +1,7 @@
 """What every provider outside of this process is held to, whoever wrote it."""
 
 import hmac
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import trio
@@ -17,6 +17,7 @@ _MAX_WRAPPED = 3 * 1024  # in Base64, and with a key id, it has to fit into 8 Ki
 _MAX_NAME = 1024
 _ERRORS = (KeyUnknown, WrongKey, KeyRefused, KeyUnavailable)
 
+Q = TypeVar("Q")
 T = TypeVar("T")
 
 
@@ -59,7 +60,7 @@ class Outside:
     async def wrap(self, payload: bytes) -> WrappedKey:
         """Raises as the contract says, WrongKey when what it wrapped does not unwrap again."""
         expected = self._provider.key_id
-        wrapped = await self._ask(self._provider.wrap(payload))
+        wrapped = await self._ask(self._provider.wrap, payload)
         self._check(wrapped, payload, expected)
         if not self._trusted or wrapped.key_id not in self._proved:
             again = await self.unwrap(wrapped)
@@ -72,7 +73,7 @@ class Outside:
         return wrapped
 
     async def unwrap(self, wrapped: WrappedKey) -> bytes:
-        payload = await self._ask(self._provider.unwrap(wrapped))
+        payload = await self._ask(self._provider.unwrap, wrapped)
         if not isinstance(payload, bytes) or len(payload) not in PAYLOAD_LENGTHS:
             raise KeyUnavailable(f"{self.name} answered with something that is no content key")
         return payload
@@ -85,13 +86,15 @@ class Outside:
             except Exception:  # what is being left has nobody to tell it to
                 return
 
-    async def _ask(self, answer: Awaitable[T]) -> T:
-        """The answer within the limit. The provider's own exceptions may hold keys, so none of
-        them is kept, not even as a context."""
+    async def _ask(self, call: Callable[[Q], Awaitable[T]], question: Q) -> T:
+        """What `call` gives within the limit.
+
+        The provider's own exceptions may hold keys: none is kept, not even as a context.
+        """
         problem: BlobfsError
         try:
             with trio.fail_after(self._limit):
-                return await answer
+                return await call(question)
         except BlobfsError as exc:
             kind = next((kind for kind in _ERRORS if isinstance(exc, kind)), KeyUnavailable)
             problem = kind(str(exc))
