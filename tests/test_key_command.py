@@ -302,6 +302,8 @@ def test_a_command_that_fails_makes_no_mount_and_says_why(
     ):
         pass
     assert caught.value.status == 32
+    with mounted(azurite, container, tmp_path, f"key_command={script}", "ro") as mount:
+        assert list(mount.path.iterdir()) == []  # it is asked when a file is read
     with (
         pytest.raises(MountFailed, match="is not there or not executable") as caught,
         mounted(azurite, container, tmp_path, f"key_command={script}.sh"),
