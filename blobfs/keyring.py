@@ -17,7 +17,7 @@ from blobfs.envelope import (
     unwrap_standby,
     wrap_standby,
 )
-from blobfs.errors import KeyUnknown
+from blobfs.errors import KeyUnknown, WrongKey
 from blobfs.providers import KeyProvider, LocalKeys
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,13 @@ class Keyring:
         """`payload` under the key for what is written now."""
         if self._wrapping is None:
             raise KeyUnknown("there is no key to encrypt with: give key_file=, or another")
-        wrapped = await self._wrapping.wrap(payload)
+        wrapping = self._wrapping
+        wrapped = await wrapping.wrap(payload)
+        if self._provider(wrapped.key_id) is not wrapping:
+            raise WrongKey(
+                f"{wrapping.name} wraps under the id {wrapped.key_id!r}, which is that of another "
+                "key of the mount: nothing is stored that could not be found again"
+            )
         self._remember(wrapped, payload)
         return wrapped
 

@@ -108,6 +108,20 @@ async def test_a_key_that_nobody_has_is_unknown_by_its_id() -> None:
     assert remote.calls == []
 
 
+async def test_nothing_is_wrapped_under_an_id_that_leads_elsewhere() -> None:
+    class Forgetful(Remote):
+        def serves(self, key_id: str) -> bool:
+            return False
+
+    same, forgetful = Remote("f"), Forgetful()
+    same.key_id = forgetful.key_id = None  # told by what they wrap
+    taken = Keyring(key_set(Kek("f", b"f" * 32)), same, wrapping=same)
+    with pytest.raises(WrongKey, match="remote wraps under the id 'f', which is that of another"):
+        await taken.wrap(PAYLOAD)
+    with pytest.raises(KeyUnknown, match="none of the mount's keys is 'r'"):
+        await Keyring(None, forgetful).wrap(PAYLOAD)
+
+
 async def test_without_a_key_nothing_is_encrypted() -> None:
     for ring in (Keyring(None), Keyring(None, Remote(can_wrap=False))):
         assert not ring.can_write

@@ -11,7 +11,8 @@ class KeyProvider(Protocol):
 
     A provider of a package is an object of this shape, which the factory behind an entry point of
     the group `blobfs.key_providers` returns; the factory is called `factory(argument, key_id)`,
-    both of them str, "" where the options give none, before there is an event loop.
+    both of them str, "" where the options give none, before there is an event loop. The key id is
+    what the options name to wrap, and may be another provider's.
 
     Methods run under trio, several at once, and must not block it (`trio.to_thread`,
     `trio.run_process`). They are called under a deadline and may be cancelled at every await: then
