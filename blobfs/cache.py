@@ -22,6 +22,10 @@ class BlockCache:
     def __init__(self, size: int) -> None:
         self._lru = _Blocks(size)
 
+    @property
+    def bytes_held(self) -> int:
+        return int(self._lru.currsize)
+
     def get(self, content: Hashable, unit: int) -> Block | None:
         """The block that has the unit; it counts as used."""
         block = self._lru.by_unit.get((content, unit))

@@ -4,7 +4,9 @@
     ├── UsageError                bad options, token or key file: said before anything is mounted
     │   ├── OptionError
     │   ├── SasError
-    │   └── KeyFileError
+    │   ├── KeyFileError
+    │   └── NotMounted            there is no mount of blobfs at the path given
+    ├── NoStatus                  the daemon of a mount cannot be asked
     ├── PosixError                an operation that POSIX refuses; carries its errno
     ├── ServiceError              what the Blob service (or the way to it) answered
     │   ├── NotFound
@@ -53,6 +55,14 @@ class SasError(UsageError):
 
 class KeyFileError(UsageError):
     """The key file is missing, readable by others, malformed or lacks the key asked for."""
+
+
+class NotMounted(UsageError):
+    """There is no mount of blobfs at the path given."""
+
+
+class NoStatus(BlobfsError):
+    """The daemon of a mount gives no answer, or not to this user."""
 
 
 class PosixError(BlobfsError):
@@ -156,6 +166,7 @@ class Truncated(Corrupt):
 
 ERRNO: dict[type[BlobfsError], int] = {
     UsageError: errno.EINVAL,
+    NoStatus: errno.ECONNREFUSED,
     NotFound: errno.ENOENT,
     AlreadyExists: errno.EEXIST,
     ConditionFailed: errno.ESTALE,

@@ -8,7 +8,9 @@ import errno
 import functools
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from time import perf_counter
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import pyfuse3
@@ -29,6 +31,7 @@ from blobfs.errors import (
 )
 from blobfs.fs import Caller, Changes, Filesystem, Stream
 from blobfs.inodes import Node
+from blobfs.metrics import Latencies
 from blobfs.names import decode_segment, lookup_segment
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ log = logging.getLogger(__name__)
 BLOCK_SIZE = 4096
 _CAPACITY = 2**50  # bytes that statfs claims: a container has no limit, tools want a number
 _SLOWEST_UPLOAD = 1024 * 1024  # bytes a second that a flush is given time for
+_ANSWERS = frozenset({errno.ENOENT, errno.ENODATA})  # what was asked for is not there: no failure
 
 _BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})
 _BY_STREAM = frozenset({"readdir", "releasedir", "fsyncdir"})
@@ -63,6 +67,7 @@ def _handler(
 
         async def run(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
             seconds = deadline(self, *args)
+            began = perf_counter()
             try:
                 with trio.fail_after(seconds):
                     return await operation(self, *args, **kwargs)
@@ -70,6 +75,10 @@ def _handler(
                 code = self._failed(name, args, Unavailable(f"no answer within {seconds:g} s"))
             except Exception as exc:  # never BaseException: Cancelled must pass
                 code = self._failed(name, args, root_cause(exc))
+            finally:
+                self.latency[name].observe(perf_counter() - began)
+            if code not in _ANSWERS:
+                self.failures[name, code] += 1
             raise FUSEError(code)  # outside of the except: no chained traceback
 
         functools.update_wrapper(run, operation)
@@ -100,7 +109,11 @@ def _long(self: "Operations", *args: object) -> float:
 
 
 class Operations(pyfuse3.Operations):
-    """The handlers. `timeout` is the deadline of an ordinary operation in seconds."""
+    """The handlers. `timeout` is the deadline of an ordinary operation in seconds.
+
+    `latency` is of every call, `failures` counts those that failed by operation and errno, and
+    `bytes_read` and `bytes_written` what passed between the kernel and us.
+    """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
@@ -113,6 +126,10 @@ class Operations(pyfuse3.Operations):
         self._streams: dict[int, Stream] = {}
         self._next_stream = 1
         self._last_failure = "", 0.0
+        self.latency = Latencies()
+        self.failures: Counter[tuple[str, int]] = Counter()
+        self.bytes_read = 0
+        self.bytes_written = 0
 
     # Errors
 
@@ -392,13 +409,16 @@ class Operations(pyfuse3.Operations):
     @_handler(_short)
     async def read(self, fh: int, off: int, size: int) -> bytes:
         # pyfuse3 takes any contiguous buffer, whatever its annotation says.
-        return cast(bytes, await self._fs.files.read(fh, off, size))
+        data = cast(bytes, await self._fs.files.read(fh, off, size))
+        self.bytes_read += len(data)
+        return data
 
     @_handler(_upload)
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         node = self._fs.inodes.handle(fh).node
         mode = node.attrs.mode
         written = await self._fs.files.write(fh, off, buf)
+        self.bytes_written += written
         if node.attrs.mode != mode:
             # The kernel expects a write to change size and times only, and keeps the mode.
             pyfuse3.invalidate_inode(node.ino, attr_only=True)

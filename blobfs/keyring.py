@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+from collections import Counter
 from dataclasses import dataclass, field
 
 import trio
@@ -68,6 +69,16 @@ class Keyring:
     @property
     def can_write(self) -> bool:
         return self._wrapping is not None
+
+    @property
+    def wrapping(self) -> KeyProvider | None:
+        """The provider whose key wraps what is written."""
+        return self._wrapping
+
+    @property
+    def content_keys(self) -> Counter[str]:
+        """How many content keys are kept in memory, by the id of the key that wraps them."""
+        return Counter(wrapped.key_id for wrapped in self._payloads)
 
     async def probe(self) -> None:
         """Have a key wrapped, to know that it works before anything depends on it, and for

@@ -18,7 +18,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from blobfs import logs
+from blobfs import control, logs
 from blobfs.access import Access
 from blobfs.attributes import Defaults, Kind, kind_of
 from blobfs.blobs import BlobInfo, Client, Container
@@ -38,11 +38,13 @@ from blobfs.fs import Filesystem, Store, StorePolicy, Volume
 from blobfs.fs.store import ATTRIBUTE_DELAY
 from blobfs.fuse import Operations
 from blobfs.keyring import Keyring
+from blobfs.mountinfo import BLOBFS, mounts_at
 from blobfs.options import MountOptions, kernel_options
 from blobfs.reader import Reader, ReadPolicy
 from blobfs.sas import redact
 from blobfs.session import open_container, open_keyring
 from blobfs.spool import Spool
+from blobfs.status import MountStatus
 from blobfs.writer import WritePolicy
 
 log = logging.getLogger(__name__)
@@ -100,7 +102,15 @@ def _detach(sender: int) -> None:
 def _run(options: MountOptions, ready: Callable[[], None]) -> int:
     os.umask(0o077)
     try:
-        logs.configure(options.log_level, options.log_file, foreground=options.foreground)
+        logs.configure(
+            options.log_level,
+            options.log_file,
+            foreground=options.foreground,
+            fields={
+                "BLOBFS_MOUNTPOINT": str(options.mountpoint),
+                "BLOBFS_SOURCE": options.source.display,
+            },
+        )
         keyring = open_keyring(options)
         _check_mountpoint(options.mountpoint)
         for note in options.notes:
@@ -138,19 +148,7 @@ def _check_mountpoint(path: Path) -> None:
 
 
 def _is_mounted(path: Path) -> bool:
-    return _fstypes_at(path)[-1:] == ["fuse.blobfs"]
-
-
-def _fstypes_at(path: Path) -> list[str]:
-    """File system types mounted on `path`, the topmost last."""
-    types = []
-    target = os.path.realpath(path.parent) + "/" + path.name
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        before, _, after = line.partition(" - ")
-        mount_point = before.split()[4].encode().decode("unicode_escape")
-        if os.path.normpath(mount_point) == os.path.normpath(target):
-            types.append(after.split()[0])
-    return types
+    return [mount.fstype for mount in mounts_at(path)][-1:] == [BLOBFS]
 
 
 async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], None]) -> None:
@@ -172,16 +170,24 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
             ) from None
         if not options.read_only:
             await keyring.probe()
-        fs = _build(options, volumes, keyring, spool, nursery)
+        pool = PagePool(spool, options.buffer_size)
+        fs = _build(options, volumes, keyring, pool, nursery)
         if options.sas_dir is None and markers[0] is not None:
             fs.store.take_up(fs.store.inodes.root, markers[0])
         operations = Operations(fs, options.timeout)
+        status = MountStatus(
+            options, lambda: options.accesses, keyring, client, pool, fs, operations
+        )
+        if options.metrics is not None:
+            from blobfs.prometheus import Endpoint  # 0.1 s that other mounts need not wait
+
+            nursery.start_soon(Endpoint(options.metrics).serve, status)
         unmounted = False
         pyfuse3.init(operations, str(options.mountpoint), kernel_options(options))
         try:
             nursery.start_soon(_end_on_signal)
             nursery.start_soon(_save_attributes, fs)
-            nursery.start_soon(_announce, options, ready)
+            nursery.start_soon(_announce, options, status, ready)
             await pyfuse3.main(max_tasks=MAX_TASKS)
             unmounted = not _is_mounted(options.mountpoint)
         finally:
@@ -234,7 +240,7 @@ def _build(
     options: MountOptions,
     volumes: list[Volume],
     keyring: Keyring,
-    spool: Spool,
+    pool: PagePool,
     nursery: trio.Nursery,
 ) -> Filesystem:
     defaults = Defaults(options.file_mode, options.dir_mode, options.uid, options.gid)
@@ -253,7 +259,7 @@ def _build(
     store = Store(
         reader=reader,
         keyring=keyring,
-        pool=PagePool(spool, options.buffer_size),
+        pool=pool,
         policy=StorePolicy(
             defaults=defaults,
             metadata_ttl=options.metadata_ttl,
@@ -283,16 +289,18 @@ def _build(
     return Filesystem(store, options.list_page)
 
 
-async def _announce(options: MountOptions, ready: Callable[[], None]) -> None:
-    """Once the mount answers, say so."""
-    status = await trio.to_thread.run_sync(os.stat, options.mountpoint, abandon_on_cancel=True)
-    _raise_read_ahead(status.st_dev)
+async def _announce(options: MountOptions, status: MountStatus, ready: Callable[[], None]) -> None:
+    """Once the mount answers, say so, and answer for it until it ends."""
+    root = await trio.to_thread.run_sync(os.stat, options.mountpoint, abandon_on_cancel=True)
+    device = f"{os.major(root.st_dev)}:{os.minor(root.st_dev)}"
+    _raise_read_ahead(device)
     log.info("mounted %s on %s", options.source.display, options.mountpoint)
     ready()
+    await control.serve(device, status.answer)
 
 
-def _raise_read_ahead(device: int) -> None:
-    path = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+def _raise_read_ahead(device: str) -> None:
+    path = Path(f"/sys/class/bdi/{device}/read_ahead_kb")
     try:
         path.write_text(str(READ_AHEAD_KIB))
     except OSError as exc:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from blobfs.access import Access, accesses_in, read_sas_file, token_for
+from blobfs.address import Address, parse_address
 from blobfs.errors import OptionError
+from blobfs.logs import LEVELS
 from blobfs.sas import Sas, check, redact
 from blobfs.source import EXAMPLE, Source, split_source
 
@@ -242,10 +244,14 @@ class MountOptions:
         "when another client changed the file meanwhile: keep both, or overwrite",
     )
     log_level: str = _value(
-        _choice("debug", "info", "warning", "error"), "info", "least severity that is logged"
+        _choice(*LEVELS), "info", "least severity that is logged; blobfs status changes it"
     )
     log_file: Path | None = field(
         default=None, metadata=_option(_path, "", "file to log to; else the system log")
+    )
+    metrics: Address | None = field(
+        default=None,
+        metadata=_option(parse_address, "", "where Prometheus asks: 127.0.0.1:PORT or unix:PATH"),
     )
     foreground: bool = _flag(False, "stay in the foreground")
 

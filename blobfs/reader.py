@@ -124,7 +124,10 @@ class Reach:
 
 
 class Reader:
-    """All reading of one mount. `nursery` runs the requests and must outlive the last read."""
+    """All reading of one mount. `nursery` runs the requests and must outlive the last read.
+
+    `hits` counts blocks that were in memory, `misses` those for which a reader had to wait.
+    """
 
     def __init__(self, keyring: Keyring, policy: ReadPolicy, nursery: trio.Nursery) -> None:
         self._keyring = keyring
@@ -134,6 +137,12 @@ class Reader:
         self._spare: list[bytearray] = []
         self._sizes: LRUCache[tuple[str, str], int] = LRUCache(100_000)
         self.on_protocol_1: Callable[[str], None] = lambda name: None
+        self.hits = 0
+        self.misses = 0
+
+    @property
+    def cached_bytes(self) -> int:
+        return self._cache.bytes_held
 
     def known_size(self, info: BlobInfo) -> int | None:
         """The plaintext size as far as it can be told without a request; None: `exact_size` can.
@@ -281,9 +290,11 @@ class Reader:
         if flight is None:
             block = self._cache.get(content.identity, unit)
             if block is not None:
+                self.hits += 1
                 return block
             self._request(content, unit, last)
             flight = content.flights[unit]
+        self.misses += 1
         await flight.done.wait()
         if flight.error is not None:
             raise flight.error

@@ -16,11 +16,14 @@ and appended byte for byte. It appears in no exception, no repr and no log line.
 from blobfs.blobs.client import Client
 from blobfs.blobs.container import Container
 from blobfs.blobs.model import BlobInfo, ContentHeaders, Page, Version
+from blobfs.blobs.operations import UPLOADS, VERBS
 from blobfs.blobs.retry import RetryPolicy
 from blobfs.blobs.wire import METADATA_LIMIT, Buffer, metadata_size
 
 __all__ = [
     "METADATA_LIMIT",
+    "UPLOADS",
+    "VERBS",
     "BlobInfo",
     "Buffer",
     "Client",

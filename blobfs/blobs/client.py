@@ -24,6 +24,7 @@ from blobfs.blobs.operations import Operation
 from blobfs.blobs.retry import RETRIED_STATUSES, RetryPolicy, Transient, persist
 from blobfs.blobs.transport import Body, SocketTransport
 from blobfs.errors import Rejected, ServiceError, Unavailable
+from blobfs.metrics import Latencies
 
 API_VERSION = "2025-11-05"
 """Newer than every feature used, and the newest that Azurite 3.35 (for Node 20) accepts."""
@@ -127,8 +128,10 @@ class Client:
     listing never waits behind reads. `transport` is for tests. Proxies are taken from the
     environment and certificates verified against the system's store.
 
-    `requests` counts what was sent by operation and status (0: no answer). `clock_skew` is how
-    many seconds the service's clock is ahead, to the second, None before the first answer.
+    `requests` counts what was sent by operation and status (0: no answer), `under_way` what is
+    being sent by operation; `latency` is of each attempt, and the bytes are of answered bodies.
+    `clock_skew` is how many seconds the service's clock is ahead, to the second, None before the
+    first answer.
     """
 
     def __init__(
@@ -158,6 +161,10 @@ class Client:
         # The limiters queue, under the caller's deadline; the pool never has to.
         self._timeouts = httpx.Timeout(self._retry.attempt_timeout, pool=None).as_dict()
         self.requests: Counter[tuple[str, int]] = Counter()
+        self.under_way: Counter[str] = Counter()
+        self.latency = Latencies()
+        self.bytes_sent = 0
+        self.bytes_received = 0
         self.clock_skew: float | None = None
 
     async def __aenter__(self) -> Self:
@@ -196,6 +203,9 @@ class Client:
         return answer
 
     async def _attempt(self, request: Request) -> Answer:
+        name = request.operation.name
+        self.under_way[name] += 1
+        began = time.perf_counter()
         try:
             answer = await self._exchange(request)
         except httpx.LocalProtocolError:
@@ -206,7 +216,12 @@ class Client:
             self._count(request, 0)
             connected = not isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout)
             raise Transient(_unavailable(request, _cause(exc)), applied=connected) from exc
+        finally:
+            self.under_way[name] -= 1
+            self.latency[name].observe(time.perf_counter() - began)
         self._count(request, answer.status)
+        self.bytes_sent += request.body_size
+        self.bytes_received += len(answer.body)
         if answer.status in RETRIED_STATUSES:
             raise _come_back(answer)
         if answer.ok:

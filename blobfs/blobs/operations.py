@@ -27,3 +27,11 @@ SET_TAGS = Operation("Set Blob Tags", "PUT", "t")
 COPY_BLOB = Operation("Copy Blob", "PUT", "r and w (or r and c for a new blob)")
 ABORT_COPY = Operation("Abort Copy Blob", "PUT", "w")
 DELETE_BLOB = Operation("Delete Blob", "DELETE", "d")
+
+VERBS = {
+    value.name: value.method for value in [*globals().values()] if isinstance(value, Operation)
+}
+"""Operation's name -> HTTP method."""
+
+UPLOADS = (PUT_BLOB.name, PUT_BLOCK.name)
+"""What carries contents to the service."""
