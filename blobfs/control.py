@@ -32,6 +32,7 @@ TIMEOUT = 5.0
 _MAX_REQUEST = 4096
 _MAX_ANSWER = 4 * 1024 * 1024
 _MAX_CLIENTS = 8
+_OWNERS = "its status is for the user who mounted it alone: ask as that user, or as root"
 
 Answer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -70,9 +71,13 @@ def _name(device: str) -> str:
 # --- server ----------------------------------------------------------------------------------
 
 
-async def serve(device: str, answer: Answer) -> None:
-    """Answer requests until cancelled; then the socket goes. Without a place for one there is no
-    status, which the log says: the mount goes on."""
+async def serve(
+    device: str,
+    answer: Answer,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer requests until cancelled; then the socket goes. It has started when the socket is
+    there. Without a place for one there is no status, which the log says: the mount goes on."""
     for directory in _directories(os.geteuid()):
         try:
             listener = _listen(directory, _name(device))
@@ -82,6 +87,7 @@ async def serve(device: str, answer: Answer) -> None:
         path = directory / _name(device)
         inode = path.stat().st_ino
         log.debug("status at %s", path)
+        task_status.started()
         try:
             await _accept(listener, answer)
         finally:
@@ -91,6 +97,7 @@ async def serve(device: str, answer: Answer) -> None:
                 directory.rmdir()  # when it was the last mount's
         return
     log.info("blobfs status will not find this mount: %s", problem)
+    task_status.started()
 
 
 def _listen(directory: Path, name: str) -> socket.socket:
@@ -142,29 +149,34 @@ async def _accept(listener: socket.socket, answer: Answer) -> None:
     async def handle(stream: trio.SocketStream) -> None:
         async with stream, limit:
             with trio.move_on_after(TIMEOUT), suppress(trio.BrokenResourceError):
-                if _peer(stream.socket) in (0, os.geteuid()):
-                    await stream.send_all(await _answered(stream, answer))
+                line = await _line(stream)
+                may_ask = _peer(stream.socket) in (0, os.geteuid())
+                reply = _reply(line, answer) if may_ask else {"error": _OWNERS}
+                await stream.send_all(json.dumps(reply).encode() + b"\n")
 
     own = trio.socket.from_stdlib_socket(listener)
     await trio.serve_listeners(handle, [trio.SocketListener(own)])
 
 
-async def _answered(stream: trio.SocketStream, answer: Answer) -> bytes:
+async def _line(stream: trio.SocketStream) -> bytes:
     line = bytearray()
     while b"\n" not in line and len(line) < _MAX_REQUEST:
         piece = await stream.receive_some(_MAX_REQUEST)
         if not piece:
             break
         line += piece
+    return bytes(line)
+
+
+def _reply(line: bytes, answer: Answer) -> Mapping[str, Any]:
     try:
         request = json.loads(line)
-        reply = answer(request if isinstance(request, dict) else {})
+        return answer(request if isinstance(request, dict) else {})
     except ValueError as exc:
-        reply = {"error": f"not a request: {exc}"}
+        return {"error": f"not a request: {exc}"}
     except Exception:  # the mount outlives a bug here
         log.exception("a bug in blobfs")
-        reply = {"error": "a bug in blobfs: the log of the mount has it"}
-    return json.dumps(reply).encode() + b"\n"
+        return {"error": "a bug in blobfs: the log of the mount has it"}
 
 
 def _peer(connection: Any) -> int:
@@ -187,25 +199,22 @@ def find(mountpoint: Path) -> MountPoint:
 
 def ask(mount: MountPoint, request: Mapping[str, Any]) -> dict[str, Any]:
     """The answer of the daemon behind `mount`. Raises NoStatus."""
-    refused = ""
+    refused = False
     for directory in _directories(mount.owner):
         try:
             with _opened(directory, mount.owner) as path:
                 return _exchange(f"{path}/{_name(mount.device)}", request)
         except FileNotFoundError:
             continue
-        except PermissionError as exc:
-            refused = f"{exc}"
+        except PermissionError:
+            refused = True
         except (OSError, ValueError) as exc:
             raise NoStatus(
                 f"the daemon of {mount.path} does not answer ({exc}): see its log, or whether it "
                 "still runs"
             ) from None
     if refused:
-        raise NoStatus(
-            f"the status of {mount.path} is for the user with the uid {mount.owner} alone: "
-            "ask as that user, or as root"
-        )
+        raise NoStatus(f"{mount.path}: {_OWNERS}")
     raise NoStatus(f"the mount {mount.path} has no status socket: its log says why")
 
 
@@ -220,8 +229,6 @@ def _exchange(path: str, request: Mapping[str, Any]) -> dict[str, Any]:
             received += piece
             if len(received) > _MAX_ANSWER:
                 raise ValueError("an answer without an end")
-    if not received:
-        raise PermissionError("refused")
     reply = json.loads(received)
     if not isinstance(reply, dict):
         raise ValueError("no answer of blobfs")

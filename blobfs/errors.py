@@ -227,3 +227,8 @@ def errno_of(exc: BaseException) -> int:
         if code is not None:
             return code
     return errno.EIO
+
+
+def errno_name(code: int) -> str:
+    """As the README spells it: Linux has one number for ENOTSUP and EOPNOTSUPP."""
+    return "EOPNOTSUPP" if code == errno.EOPNOTSUPP else errno.errorcode.get(code, str(code))

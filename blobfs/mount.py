@@ -187,7 +187,7 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
         try:
             nursery.start_soon(_end_on_signal)
             nursery.start_soon(_save_attributes, fs)
-            nursery.start_soon(_announce, options, status, ready)
+            nursery.start_soon(_announce, options, status, nursery, ready)
             await pyfuse3.main(max_tasks=MAX_TASKS)
             unmounted = not _is_mounted(options.mountpoint)
         finally:
@@ -289,14 +289,16 @@ def _build(
     return Filesystem(store, options.list_page)
 
 
-async def _announce(options: MountOptions, status: MountStatus, ready: Callable[[], None]) -> None:
-    """Once the mount answers, say so, and answer for it until it ends."""
+async def _announce(
+    options: MountOptions, status: MountStatus, nursery: trio.Nursery, ready: Callable[[], None]
+) -> None:
+    """Once the mount answers, and its status socket, say so."""
     root = await trio.to_thread.run_sync(os.stat, options.mountpoint, abandon_on_cancel=True)
     device = f"{os.major(root.st_dev)}:{os.minor(root.st_dev)}"
     _raise_read_ahead(device)
+    await nursery.start(control.serve, device, status.answer)
     log.info("mounted %s on %s", options.source.display, options.mountpoint)
     ready()
-    await control.serve(device, status.answer)
 
 
 def _raise_read_ahead(device: str) -> None:

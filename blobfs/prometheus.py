@@ -8,7 +8,7 @@ import logging
 import socket
 import stat
 from collections.abc import Iterator
-from errno import EADDRINUSE, errorcode
+from errno import EADDRINUSE
 from http import HTTPStatus
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from blobfs import __version__
 from blobfs.address import Address
 from blobfs.blobs import VERBS
 from blobfs.control import listen_at
-from blobfs.errors import OptionError
+from blobfs.errors import OptionError, errno_name
 from blobfs.metrics import BOUNDS, Latencies
 from blobfs.status import MountStatus, memory
 
@@ -90,7 +90,7 @@ class MountCollector(Collector):
             labels=["operation", "errno"],
         )
         for (name, code), count in operations.failures.items():
-            failures.add_metric([name, errorcode.get(code, str(code))], count)
+            failures.add_metric([name, errno_name(code)], count)
         yield failures
         yield CounterMetricFamily(
             "blobfs_read_bytes", "Contents read from files.", operations.bytes_read

@@ -9,7 +9,6 @@ import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from errno import errorcode
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from blobfs import __version__, logs
 from blobfs.access import Access
 from blobfs.blobs import UPLOADS, VERBS, Client
 from blobfs.draft import PagePool
+from blobfs.errors import errno_name
 from blobfs.fs import Filesystem
 from blobfs.fuse import Operations
 from blobfs.keyring import Keyring
@@ -87,7 +87,7 @@ class MountStatus:
                 "uploads": sum(client.under_way[name] for name in UPLOADS),
             },
             "errors": [
-                {"operation": name, "errno": errorcode.get(code, str(code)), "count": count}
+                {"operation": name, "errno": errno_name(code), "count": count}
                 for (name, code), count in sorted(operations.failures.items())
             ],
             "latency_ms": _quantiles(operations.latency),

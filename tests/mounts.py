@@ -162,6 +162,12 @@ class Mount:
         python = [sys.executable, "-m", "blobfs", "mount"]
         return [*python, self.source, str(self.path), "-o", ",".join(options)]
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of the daemon, and of whoever asks it for its status."""
+        state_dir = str(self.state_dir)
+        return {**os.environ, "HOME": state_dir, "XDG_RUNTIME_DIR": state_dir}
+
     def _daemons(self) -> list[int]:
         """The processes that serve our mount point: also a daemon whose parent has left.
 
@@ -184,7 +190,7 @@ class Mount:
             self._process = subprocess.Popen(
                 [*as_user(self.user), *_DIE_WITH_US, *self.argv()],
                 cwd=ROOT,
-                env={**os.environ, "HOME": str(self.state_dir)},
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
