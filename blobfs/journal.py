@@ -31,10 +31,10 @@ def is_stderr() -> bool:
 class JournalHandler(logging.Handler):
     """`fields` go with every entry. What journald does not take goes to standard error."""
 
-    def __init__(self, fields: Mapping[str, str], path: Path = JOURNAL) -> None:
+    def __init__(self, fields: Mapping[str, str]) -> None:
         super().__init__()
         self._fields = fields
-        self._path = str(path)
+        self._path = str(JOURNAL)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)  # a mount does not wait for its log
 

@@ -6,6 +6,7 @@
 | `user.azure.tag.KEY` | a blob index tag | yes |
 | `user.azure.content_type` and the other content headers | that header | yes |
 | `user.azure.tier`, `user.azure.etag`, `user.azure.content_md5` | that property | no |
+| `user.blobfs.` `protocol`, `key_id`, `region_length`, `sealed`, `etag` | the envelope | no |
 | any other `user.…` | itself, encrypted in one metadata value | yes |
 
 Read-only views, and headers that say nothing, are not listed: copying them to another file would
@@ -21,9 +22,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from blobfs.attributes import INTENT_KEY, POSIX_KEYS
+from blobfs.attributes import INTENT_KEY, POSIX_KEYS, value_of
 from blobfs.blobs import BlobInfo
-from blobfs.envelope import BOX_KEY, METADATA_KEY, SEAL_KEY
+from blobfs.envelope import BOX_KEY, METADATA_KEY, SEAL_KEY, EncryptionData
 from blobfs.errors import Corrupt, PosixError
 
 HEADERS = frozenset(
@@ -36,6 +37,7 @@ HEADERS = frozenset(
     }
 )
 READ_ONLY = frozenset({"tier", "etag", "content_md5"})
+ENVELOPE = frozenset({"protocol", "key_id", "region_length", "sealed", "etag"})
 
 _OWN_KEYS = POSIX_KEYS | {METADATA_KEY, SEAL_KEY, BOX_KEY, INTENT_KEY}
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -47,6 +49,7 @@ class View(enum.Enum):
     TAG = "tag"
     HEADER = "header"
     READ_ONLY = "read-only"
+    ENVELOPE = "envelope"
     BOX = "box"
 
 
@@ -66,6 +69,11 @@ def parse_name(raw: bytes) -> Attribute:
         raise PosixError(errno.EILSEQ, "an attribute name is UTF-8 text") from None
     if not name.startswith("user."):
         raise PosixError(errno.EOPNOTSUPP)
+    blobfs = name.removeprefix("user.blobfs.")
+    if blobfs != name:
+        if blobfs in ENVELOPE:
+            return Attribute(View.ENVELOPE, blobfs)
+        raise PosixError(errno.EINVAL, f"no such view of a blob: {name}")
     azure = name.removeprefix("user.azure.")
     if azure == name:
         return Attribute(View.BOX, name)
@@ -102,6 +110,24 @@ def listed(info: BlobInfo, metadata: Mapping[str, str]) -> list[str]:
         if value and value != _UNSAID.get(header):
             names.append(f"user.azure.{header}")
     return names
+
+
+def envelope_of(info: BlobInfo, key: str) -> str | None:
+    """What `user.blobfs.KEY` shows of the blob's body as it is stored: None where it has no such
+    thing. Raises Corrupt or ProtocolRefused for an envelope that cannot be read."""
+    if key == "etag":
+        return info.etag or None
+    value = value_of(info.metadata, METADATA_KEY)
+    if value is None:
+        return None
+    if key == "sealed":
+        return "no" if value_of(info.metadata, SEAL_KEY) is None else "yes"
+    data = EncryptionData.parse(value)
+    if key == "protocol":
+        return data.protocol
+    if key == "key_id":
+        return data.wrapped.key_id
+    return str(data.region_length) if data.region_length else None
 
 
 def encode_box(attributes: Mapping[str, bytes]) -> bytes:

@@ -44,8 +44,10 @@ OWNERS = {
     "prometheus_client": {"prometheus"},
     "h11": {"prometheus"},
 }
-PURE = {"envelope", "sas", "attributes", "xattrs", "inodes", "names", "errors", "source", "options"}
-PURE |= {"metrics", "address"}
+PURE = {
+    *("envelope", "sas", "attributes", "xattrs", "inodes", "names", "errors", "source", "options"),
+    *("metrics", "address"),
+}
 
 TOP_LEVEL = {"pyproject.toml", "README.md", "blobfs", "tests", "scripts", "systemd"}
 

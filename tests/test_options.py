@@ -405,6 +405,7 @@ def test_defaults() -> None:
     assert (chosen.metadata_ttl, chosen.timeout, chosen.connections) == (10, 60, 16)
     assert (chosen.cache_size, chosen.readahead) == (64 << 20, 16 << 20)
     assert (chosen.on_conflict, chosen.log_level, chosen.log_file) == ("keep", "info", None)
+    assert chosen.metrics is None
     assert chosen.mountpoint == Path("/mnt/x")
 
 
@@ -449,6 +450,7 @@ def test_defaults() -> None:
         ("on_conflict=overwrite", "on_conflict", "overwrite"),
         ("log_level=debug", "log_level", "debug"),
         ("log_file=/l", "log_file", Path("/l")),
+        ("metrics=127.0.0.1:9100", "metrics", ("127.0.0.1", 9100)),
         ("foreground", "foreground", True),
         ("uid=5,uid=6", "uid", 6),
     ],

@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from blobfs.cli.terminal import Terminal, duration, size
 from blobfs.control import ask, find
 from tests.azurite import Azurite
 from tests.mounts import PLAINTEXT_MARKER, ROOT, Mount, as_user, find_leaks, mounted
+from tests.sdk import WRITES_PROTOCOL_1, AesKek, encrypting, write_key_file
 
 LIMIT_S = 30
 NOBODY = 65534
@@ -421,6 +422,53 @@ def test_sizes_for_people(count: int, text: str) -> None:
 )
 def test_times_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+# --- what a file tells of itself -------------------------------------------------------------
+
+
+def views(path: Path) -> dict[str, str]:
+    found = {}
+    for name in ("protocol", "key_id", "region_length", "sealed", "etag"):
+        with suppress(OSError):
+            found[name] = os.getxattr(path, f"user.blobfs.{name}").decode()
+    return found
+
+
+@pytest.mark.mount
+@WRITES_PROTOCOL_1
+def test_a_file_tells_how_it_is_encrypted(azurite: Azurite, container: str, tmp_path: Path) -> None:
+    kek = AesKek("the-sdks", bytes(range(32)))
+    encrypting(azurite, container, kek, "1.0").upload_blob("sdk-1", b"x")
+    encrypting(azurite, container, kek, "2.0").upload_blob("sdk-2", b"x")
+    azurite.sdk(container).upload_blob("plain", b"x")
+    key_file = write_key_file(tmp_path / "keys.json", kek)
+    with mounted(azurite, container, tmp_path, key_file=key_file) as mount:
+        mount.expect_log("protocol 1.0, which cannot detect tampering")
+        (mount.path / "ours").write_bytes(b"x")
+        (mount.path / "directory").mkdir()
+        told = {path.name: views(path) for path in mount.path.iterdir()}
+        listed = {name for path in mount.path.iterdir() for name in os.listxattr(path)}
+        for change in (
+            lambda: os.setxattr(mount.path / "ours", "user.blobfs.sealed", b"no"),
+            lambda: os.removexattr(mount.path / "ours", "user.blobfs.protocol"),
+        ):
+            with pytest.raises(PermissionError):
+                change()
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.setxattr(mount.path / "ours", "user.blobfs.mine", b"x")
+    etags = {name: told[name].pop("etag") for name in told}
+    stored = azurite.sdk(container).list_blobs()
+    assert etags == {blob.name: blob.etag.strip('"') for blob in stored}
+    envelope = {"key_id": "the-sdks", "sealed": "no"}
+    assert told == {
+        "ours": {**envelope, "protocol": "2.1", "region_length": "65536", "sealed": "yes"},
+        "sdk-1": {**envelope, "protocol": "1.0"},
+        "sdk-2": {**envelope, "protocol": "2.0", "region_length": "4194304"},
+        "plain": {},
+        "directory": {},
+    }
+    assert not [name for name in listed if name.startswith("user.blobfs.")]
 
 
 # --- mountinfo -------------------------------------------------------------------------------

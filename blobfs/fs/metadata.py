@@ -15,6 +15,7 @@ from blobfs.xattrs import (
     View,
     decode_box,
     encode_box,
+    envelope_of,
     listed,
     parse_name,
     text_of,
@@ -144,15 +145,15 @@ class Metadata:
             elif attribute.view is View.HEADER:
                 await self._set_header(node, attribute.key, text_of(value, "a header"))
             else:
-                raise PosixError(errno.EPERM, f"user.azure.{attribute.key} is the service's")
+                raise _unchangeable(attribute)
 
     async def remove_xattr(self, node: Node, name: bytes) -> None:
         attribute = parse_name(name)
         store = self._store
         store.writable(node)
         async with store.locked(node):
-            if attribute.view is View.READ_ONLY:
-                raise PosixError(errno.EPERM, f"user.azure.{attribute.key} is the service's")
+            if attribute.view in (View.READ_ONLY, View.ENVELOPE):
+                raise _unchangeable(attribute)
             if await self._value(node, attribute) is None:
                 raise PosixError(errno.ENODATA)
             if attribute.view is View.BOX:
@@ -174,6 +175,8 @@ class Metadata:
             text = self._current(node, attribute.key.lower())
         elif info is None:
             text = None
+        elif attribute.view is View.ENVELOPE:
+            text = envelope_of(info, attribute.key)
         elif attribute.view is View.TAG:
             text = (await self._tags(node)).get(attribute.key) if info.tag_count else None
         elif attribute.view is View.HEADER or attribute.key == "content_md5":
@@ -251,6 +254,10 @@ class Metadata:
         container = self._store.volume(node).container
         version = await container.set_headers(info.name, headers, if_match=info.etag)
         self._store.new_version(node, replace(info, headers=headers), version)
+
+
+def _unchangeable(attribute: Attribute) -> PosixError:
+    return PosixError(errno.EPERM, f"{attribute.key} is said by what is stored, and not changed")
 
 
 def _tag(value: bytes) -> str:
