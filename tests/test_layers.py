@@ -26,7 +26,7 @@ LAYERS: tuple[set[str], ...] = (
     {"options", "inodes", "recovery"},
     {"fs", "session"},
     {"fuse"},
-    {"status"},
+    {"status", "doctor"},
     {"prometheus"},
     {"mount"},
     {"cli"},
