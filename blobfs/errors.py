@@ -7,6 +7,7 @@
     │   ├── KeyFileError
     │   └── NotMounted            there is no mount of blobfs at the path given
     ├── NoStatus                  the daemon of a mount cannot be asked
+    ├── MountRefused              the kernel or fusermount3 does not let us mount
     ├── PosixError                an operation that POSIX refuses; carries its errno
     ├── ServiceError              what the Blob service (or the way to it) answered
     │   ├── NotFound
@@ -63,6 +64,10 @@ class NotMounted(UsageError):
 
 class NoStatus(BlobfsError):
     """The daemon of a mount gives no answer, or not to this user."""
+
+
+class MountRefused(BlobfsError):
+    """The kernel or fusermount3 does not let us mount."""
 
 
 class PosixError(BlobfsError):
@@ -167,6 +172,7 @@ class Truncated(Corrupt):
 ERRNO: dict[type[BlobfsError], int] = {
     UsageError: errno.EINVAL,
     NoStatus: errno.ECONNREFUSED,
+    MountRefused: errno.EPERM,
     NotFound: errno.ENOENT,
     AlreadyExists: errno.EEXIST,
     ConditionFailed: errno.ESTALE,

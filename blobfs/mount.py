@@ -27,6 +27,7 @@ from blobfs.envelope import Protocol
 from blobfs.errors import (
     BlobfsError,
     Denied,
+    MountRefused,
     NotFound,
     OptionError,
     TokenRefused,
@@ -183,7 +184,7 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
 
             nursery.start_soon(Endpoint(options.metrics).serve, status)
         unmounted = False
-        pyfuse3.init(operations, str(options.mountpoint), kernel_options(options))
+        _init(operations, options)
         try:
             nursery.start_soon(_end_on_signal)
             nursery.start_soon(_save_attributes, fs)
@@ -197,6 +198,17 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
         nursery.cancel_scope.cancel()
     spool.close()
     log.info("unmounted %s", options.mountpoint)
+
+
+def _init(operations: Operations, options: MountOptions) -> None:
+    """Raises MountRefused; libfuse and fusermount3 have printed their reason."""
+    try:
+        pyfuse3.init(operations, str(options.mountpoint), kernel_options(options))
+    except RuntimeError:
+        raise MountRefused(
+            "the kernel or fusermount3 refused the mount, see the line above: "
+            "blobfs doctor looks for the reason"
+        ) from None
 
 
 async def _check_source(container: Container, prefix: str) -> BlobInfo | None:

@@ -534,6 +534,31 @@ def test_a_fuse_device_that_users_may_not_open(tmp_path: Path) -> None:
 
 
 @pytest.mark.mount
+def test_a_mount_that_is_refused_names_the_doctor_in_one_line(
+    azurite: Azurite, container: str, tmp_path: Path
+) -> None:
+    device = tmp_path / "fuse"
+    device.touch(0o600)
+    patient = Patient(azurite, container, tmp_path)
+    (tmp_path / "mnt").mkdir()
+    bind = f'mount --bind {device} /dev/fuse && exec "$@"'
+    command = [sys.executable, "-m", "blobfs", "mount", patient.source, str(tmp_path / "mnt")]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-euc", bind, "sh", *command, "-o", patient.options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == 32
+    assert "a bug in blobfs" not in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "blobfs: the kernel or fusermount3 refused the mount, see the line above: "
+        "blobfs doctor looks for the reason"
+    )
+
+
+@pytest.mark.mount
 def test_no_path_and_no_home_are_no_trouble() -> None:
     done = doctor(env={})
     assert (done.returncode, done.stderr) == (0, "")
