@@ -54,7 +54,7 @@ def machine(tmp_path: Path) -> Machine:
     programs.mkdir()
     (programs / "fusermount3").touch()
     (programs / "fusermount3").chmod(0o4755)
-    (tmp_path / "fuse").touch()
+    (tmp_path / "fuse").symlink_to("/dev/null")
     (tmp_path / "fuse.conf").write_text("# a comment\nuser_allow_other\n")
     (tmp_path / "enabled").write_text("Y\n")
     (tmp_path / "apparmor.d/local").mkdir(parents=True)
@@ -88,6 +88,8 @@ def test_no_fuse_device(machine: Machine) -> None:
     findings = examined(machine)
     assert not findings.is_well
     assert "No such file or directory | modprobe fuse" in texts(findings, "/dev/fuse")
+    machine.dev_fuse.touch()
+    assert "is no device | rm " in texts(examined(machine), "/dev/fuse")
 
 
 def test_no_fusermount3(machine: Machine) -> None:

@@ -63,7 +63,10 @@ def _device(machine: Machine, findings: Findings) -> None:
             advice = f"as root: chmod 666 {path}, as udev does where it runs"
         findings.wrong("/dev/fuse", problem, advice)
     else:
-        findings.ok("/dev/fuse", "can be opened")
+        if stat.S_ISCHR(path.stat().st_mode):
+            findings.ok("/dev/fuse", "can be opened")
+        else:
+            findings.wrong("/dev/fuse", f"{path} is no device", f"rm {path}; modprobe fuse")
 
 
 def _fusermount(machine: Machine, findings: Findings) -> None:
