@@ -126,6 +126,8 @@ def listen_at(path: str) -> socket.socket:
         os.rename(temporary, path)
     except BaseException:
         listener.close()
+        with suppress(OSError):
+            os.unlink(temporary)
         raise
     return listener
 

@@ -60,11 +60,15 @@ def socket_of(mount: Mount) -> Path:
 def watched(*args: Any, **kw: Any) -> Iterator[Mount]:
     """A mount whose status can be asked for, which it can a moment after it is there."""
     with mounted(*args, **kw) as mount:
-        deadline = time.monotonic() + LIMIT_S
-        while not socket_of(mount).exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(mount)
         yield mount
+
+
+def wait_for(mount: Mount) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not socket_of(mount).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -255,25 +259,22 @@ def test_a_directory_that_others_can_write_to_is_not_used(
 
 
 @pytest.mark.mount
-def test_a_dead_daemon_is_told_from_a_live_one_and_its_socket_is_removed_by_the_next(
+def test_a_killed_daemon_is_told_and_the_socket_that_it_left_is_removed_by_the_next(
     azurite: Azurite, container: str, tmp_path: Path
 ) -> None:
-    with watched(azurite, container, tmp_path) as mount:
-        path = socket_of(mount)
-        stale = path.with_name("9999-9999.sock")
-        with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(str(stale))
-        os.rename(path, path.with_name("aside"))
-        os.rename(stale, path)
-        done = status(mount)
-        assert done.returncode == 32
+    with watched(azurite, container, tmp_path, user=NOBODY) as mount:
+        left = socket_of(mount)
+        os.kill(mount.pid, signal.SIGKILL)
+        done = status(mount, user=NOBODY)
+        assert (done.returncode, left.exists()) == (32, True)
         assert f"the daemon of {mount.path} does not answer" in done.stderr
-        with watched(azurite, container, tmp_path) as other:
-            assert report(other)["pid"] == other.pid
-            assert not path.exists()
-        os.rename(path.with_name("aside"), path)
-        assert report(mount)["pid"] == mount.pid
-    assert not path.exists()
+        os.rename(left, left.with_name("99999-1.sock"))  # the device numbers of a later mount vary
+        mount.remove()
+        mount.start()
+        wait_for(mount)
+        done = status(mount, "--json", user=NOBODY)
+        assert json.loads(done.stdout)["pid"] == mount.pid, done.stderr
+        assert list(left.parent.iterdir()) == [socket_of(mount)]
 
 
 @pytest.mark.mount
@@ -331,42 +332,42 @@ class Screen:
     """A program on a terminal."""
 
     def __init__(self, *command: str, **environment: str) -> None:
-        self.pid, self.descriptor = pty.fork()
-        if self.pid == 0:
-            os.chdir(ROOT)
-            os.execve(command[0], command, {**os.environ, "TERM": "xterm", **environment})
+        self._descriptor, other = pty.openpty()
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "TERM": "xterm", **environment},
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            start_new_session=True,
+        )
+        os.close(other)
         self.shown = ""
 
-    def until(self, pattern: str) -> str:
+    def until(self, pattern: str) -> None:
         deadline = time.monotonic() + LIMIT_S
         while not re.search(pattern, self.shown, re.DOTALL):
             left = deadline - time.monotonic()
             assert left > 0, self.shown
-            if select.select([self.descriptor], [], [], left)[0]:
-                self.shown += os.read(self.descriptor, 65536).decode()
-        return self.shown
+            if select.select([self._descriptor], [], [], left)[0]:
+                self.shown += os.read(self._descriptor, 65536).decode()
 
-    def end(self, number: int | None = None) -> int:
-        """Its exit status, after Ctrl-C if that is asked for."""
-        if number is not None:
-            os.write(self.descriptor, b"\x03")
-        while True:
-            try:
-                piece = os.read(self.descriptor, 65536)
-            except OSError:  # EIO: nobody has the other side open
-                break
-            if not piece:
-                break
-            self.shown += piece.decode()
-        os.close(self.descriptor)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+    def end(self) -> int:
+        """Its exit status, once it has ended by itself."""
+        with suppress(OSError):  # EIO: nobody has the other side open
+            while piece := os.read(self._descriptor, 65536):
+                self.shown += piece.decode()
+        os.close(self._descriptor)
+        return self.process.wait(LIMIT_S)
 
 
 @pytest.mark.mount
 def test_watch_shows_it_again_with_rates_until_it_is_interrupted(mount: Mount) -> None:
     screen = Screen(sys.executable, "-m", "blobfs", "status", "--watch", str(mount.path))
     screen.until(r"bytes: [^\n]* read, .*\x1b\[H\x1b\[2J.*bytes: [^\n]* read \([^\n]*B/s\)")
-    assert screen.end(signal.SIGINT) == 0
+    screen.process.send_signal(signal.SIGINT)
+    assert screen.end() == 0
     assert "Traceback" not in screen.shown
 
 
