@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,11 +20,13 @@ from typing import Any
 
 import pytest
 
-from blobfs import mountinfo
+from blobfs import control, mountinfo
 from blobfs.cli.terminal import Terminal, duration, size
 from blobfs.control import ask, find
+from blobfs.errors import NoStatus
 from tests.azurite import Azurite
 from tests.mounts import PLAINTEXT_MARKER, ROOT, Mount, as_user, find_leaks, mounted
+from tests.relay import Asked, Relay
 from tests.sdk import WRITES_PROTOCOL_1, AesKek, encrypting, write_key_file
 
 LIMIT_S = 30
@@ -137,6 +140,50 @@ def test_status_tells_what_is_not_stored_yet(mount: Mount) -> None:
         assert files["memory_bytes"] + files["spool_bytes"] > 0
     files = report(mount)["files"]
     assert (files["unsaved"], files["unsaved_bytes"], files["staged_bytes"]) == (0, 0, 0)
+
+
+@pytest.mark.mount
+def test_uploads_under_way_are_told_also_while_the_service_does_not_answer(
+    azurite: Azurite, container: str, tmp_path: Path
+) -> None:
+    relay, answer = Relay(azurite), threading.Event()
+    try:
+        with watched(relay.service, container, tmp_path) as mount:
+
+            def hold(asked: Asked) -> None:
+                if asked.method == "PUT":
+                    answer.wait(LIMIT_S)
+
+            relay.choose = hold
+            writer = threading.Thread(target=(mount.path / "file").write_bytes, args=(b"x",))
+            writer.start()
+            deadline = time.monotonic() + LIMIT_S
+            while not (told := report(mount))["in_flight"]["uploads"]:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert told["in_flight"] == {"requests": 1, "uploads": 1}
+            assert (told["files"]["unsaved"], told["files"]["unsaved_bytes"]) == (1, 1)
+            answer.set()
+            writer.join()
+            assert report(mount)["in_flight"] == {"requests": 0, "uploads": 0}
+    finally:
+        answer.set()
+        relay.close()
+
+
+@pytest.mark.mount
+def test_a_daemon_that_is_stopped_keeps_nobody_waiting_for_long(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "TIMEOUT", 0.2)
+    os.kill(mount.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(NoStatus, match=r"does not answer \(timed out\)"):
+            report(mount)
+    finally:
+        os.kill(mount.pid, signal.SIGCONT)
+    monkeypatch.undo()
+    assert report(mount)["pid"] == mount.pid
 
 
 @pytest.mark.mount
