@@ -22,7 +22,7 @@ from typing import Any
 import trio
 
 from blobfs.errors import NoStatus, NotMounted
-from blobfs.mountinfo import BLOBFS, MountPoint, mounts_at
+from blobfs.mountinfo import FSTYPE, Mounted, blobfs_at
 
 log = logging.getLogger(__name__)
 
@@ -64,15 +64,15 @@ def _opened(directory: Path, uid: int) -> Iterator[str]:
         os.close(descriptor)
 
 
-def _name(device: str) -> str:
-    return device.replace(":", "-") + ".sock"
+def _name(device: int) -> str:
+    return f"{os.major(device)}-{os.minor(device)}.sock"
 
 
 # --- server ----------------------------------------------------------------------------------
 
 
 async def serve(
-    device: str,
+    device: int,
     answer: Answer,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -191,20 +191,20 @@ def _peer(connection: Any) -> int:
 # --- client ----------------------------------------------------------------------------------
 
 
-def find(mountpoint: Path) -> MountPoint:
+def find(mountpoint: Path) -> Mounted:
     """The mount of blobfs on this path. Raises NotMounted."""
-    mounts = mounts_at(mountpoint)
-    if not mounts or mounts[-1].fstype != BLOBFS:
-        raise NotMounted(f"{mountpoint} is no mount of blobfs: see findmnt -t {BLOBFS}")
-    return mounts[-1]
+    mount = blobfs_at(mountpoint)
+    if mount is None:
+        raise NotMounted(f"{mountpoint} is no mount of blobfs: see findmnt -t {FSTYPE}")
+    return mount
 
 
-def ask(mount: MountPoint, request: Mapping[str, Any]) -> dict[str, Any]:
+def ask(mount: Mounted, request: Mapping[str, Any]) -> dict[str, Any]:
     """The answer of the daemon behind `mount`. Raises NoStatus."""
     refused = False
-    for directory in _directories(mount.owner):
+    for directory in _directories(mount.user):
         try:
-            with _opened(directory, mount.owner) as path:
+            with _opened(directory, mount.user) as path:
                 return _exchange(f"{path}/{_name(mount.device)}", request)
         except FileNotFoundError:
             continue

@@ -39,7 +39,7 @@ from blobfs.fs import Filesystem, Store, StorePolicy, Volume
 from blobfs.fs.store import ATTRIBUTE_DELAY
 from blobfs.fuse import Operations
 from blobfs.keyring import Keyring
-from blobfs.mountinfo import BLOBFS, mounts_at
+from blobfs.mountinfo import blobfs_at
 from blobfs.options import MountOptions, kernel_options
 from blobfs.reader import Reader, ReadPolicy
 from blobfs.sas import redact
@@ -149,7 +149,7 @@ def _check_mountpoint(path: Path) -> None:
 
 
 def _is_mounted(path: Path) -> bool:
-    return [mount.fstype for mount in mounts_at(path)][-1:] == [BLOBFS]
+    return blobfs_at(path) is not None
 
 
 async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], None]) -> None:
@@ -306,15 +306,14 @@ async def _announce(
 ) -> None:
     """Once the mount answers, and its status socket, say so."""
     root = await trio.to_thread.run_sync(os.stat, options.mountpoint, abandon_on_cancel=True)
-    device = f"{os.major(root.st_dev)}:{os.minor(root.st_dev)}"
-    _raise_read_ahead(device)
-    await nursery.start(control.serve, device, status.answer)
+    _raise_read_ahead(root.st_dev)
+    await nursery.start(control.serve, root.st_dev, status.answer)
     log.info("mounted %s on %s", options.source.display, options.mountpoint)
     ready()
 
 
-def _raise_read_ahead(device: str) -> None:
-    path = Path(f"/sys/class/bdi/{device}/read_ahead_kb")
+def _raise_read_ahead(device: int) -> None:
+    path = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
     try:
         path.write_text(str(READ_AHEAD_KIB))
     except OSError as exc:

@@ -1,51 +1,58 @@
-"""What is mounted where, as the kernel says it (proc_pid_mountinfo(5)), without touching a mount:
-a path in one whose daemon is stuck would be waited for."""
+"""What is mounted where, as the kernel says in /proc/self/mountinfo (proc(5)): asking a file system
+itself could trigger an automount, or wait for a daemon that is gone."""
 
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-BLOBFS = "fuse.blobfs"
-
-_ESCAPE = re.compile(r"\\([0-7]{3})")
+FSTYPE = "fuse.blobfs"
 
 
 @dataclass(frozen=True, slots=True)
-class MountPoint:
-    """`device` is `MAJOR:MINOR`, of the whole file system: bind mounts have the same. `owner` is
-    the uid that a FUSE mount belongs to, else 0."""
+class Mounted:
+    """One mount. `device` is st_dev of what is in it; the options are those of this mount, then
+    those of the file system."""
 
     path: str
     fstype: str
-    source: str
-    device: str
-    owner: int
+    device: int
+    options: tuple[str, ...]
+    super_options: tuple[str, ...]
+
+    @property
+    def user(self) -> int:
+        """The uid that a FUSE file system was mounted by."""
+        return next(
+            (int(text[8:]) for text in self.super_options if text.startswith("user_id=")), 0
+        )
 
 
-def mount_points() -> list[MountPoint]:
-    """Every mount that this process sees, what lies on top last."""
-    text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-    return [_parse(line) for line in text.splitlines()]
+def mounts_at(path: Path) -> list[Mounted]:
+    """What is mounted on `path`, the topmost last. `path` itself is not looked at, only what it
+    lies in."""
+    target = os.path.normpath(os.path.join(os.path.realpath(path.parent), path.name))
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    return [mounted for mounted in map(_parse, lines) if mounted.path == target]
 
 
-def _parse(line: str) -> MountPoint:
+def _parse(line: str) -> Mounted:
     before, _, after = line.partition(" - ")
-    _, _, device, _, path, *_ = before.split(" ")
-    fstype, source, options = after.split(" ")
-    owner = re.search(r"\buser_id=(\d+)", options)
-    return MountPoint(
-        _unescape(path), fstype, _unescape(source), device, int(owner[1]) if owner else 0
+    fields, (fstype, *_, super_options) = before.split(" "), after.split(" ")
+    major, minor = fields[2].split(":")
+    # The kernel writes blank, tab, newline and backslash as three octal digits.
+    path = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), fields[4])
+    return Mounted(
+        path=path,
+        fstype=fstype,
+        device=os.makedev(int(major), int(minor)),
+        options=tuple(fields[5].split(",")),
+        super_options=tuple(super_options.split(",")),
     )
 
 
-def _unescape(text: str) -> str:
-    """Blank, tab, newline and backslash are three octal digits."""
-    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
-
-
-def mounts_at(path: Path) -> list[MountPoint]:
-    """What is mounted on `path`, the topmost last. Its own symlinks are followed only above it."""
-    absolute = Path(os.path.abspath(path))
-    target = os.path.normpath(os.path.realpath(absolute.parent) + "/" + absolute.name)
-    return [mount for mount in mount_points() if os.path.normpath(mount.path) == target]
+def blobfs_at(path: Path) -> Mounted | None:
+    """The mount of blobfs on `path`. An autofs trigger below it does not count, nor does one of
+    blobfs that another file system covers."""
+    mounts = mounts_at(path)
+    return mounts[-1] if mounts and mounts[-1].fstype == FSTYPE else None
