@@ -13,7 +13,8 @@ import errno
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
 
 from blobfs.attributes import Attributes, Kind
 from blobfs.errors import PosixError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 ROOT_INO = 1
 
+_CHILDLESS: dict[str, Any] = cast(dict[str, Any], MappingProxyType({}))
+
 Lock = AbstractAsyncContextManager[Any]
 
 
@@ -38,12 +41,14 @@ class Node:
     ahead of `info` while `unsaved` is set. `overlay` holds metadata keys to be changed with the
     next metadata write (None: remove).
 
-    `lock` makes the conditional writes on one blob a sequence: each needs the ETag that the one
-    before it returned. It is the one lock that is held across requests.
+    Its lock (`Inodes.lock`) makes the conditional writes on one blob a sequence: each needs the
+    ETag that the one before it returned. It is the one lock that is held across requests.
     """
 
     __slots__ = (
-        "attempts",
+        "_attempts",
+        "_overlay",
+        "_scans",
         "attrs",
         "big",
         "children",
@@ -60,12 +65,10 @@ class Node:
         "moving",
         "name",
         "opens",
-        "overlay",
         "page_cache_etag",
         "parent",
         "plain_size",
         "probes",
-        "scans",
         "target",
         "told_etag",
         "unsaved",
@@ -76,10 +79,10 @@ class Node:
         "writers",
     )
 
-    def __init__(self, ino: int, attrs: Attributes, lock: Lock) -> None:
+    def __init__(self, ino: int, attrs: Attributes) -> None:
         self.ino = ino
         self.attrs = attrs
-        self.lock = lock
+        self.lock: Lock | None = None
         self.parent: Node | None = None
         self.name = ""
         self.info: BlobInfo | None = None
@@ -91,11 +94,10 @@ class Node:
         self.writers = 0
         self.unsaved = False
         self.unsaved_since = 0.0
-        self.overlay: dict[str, str | None] = {}
+        self._overlay: dict[str, str | None] | None = None
         self.draft: Draft | None = None
         self.upload: Upload | None = None  # what of the draft is staged already
-        # encryptiondata of commits whose outcome is not known, with the draft's `changes`
-        self.attempts: dict[str, int] = {}
+        self._attempts: dict[str, int] | None = None
         self.commits = 0  # of content, by this mount
         self.content: Content | None = None
         self.page_cache_etag = ""  # the content that the kernel's page cache was filled from
@@ -105,11 +107,37 @@ class Node:
         self.target: bytes | None = None  # of a symlink, once read
         self.volume: Any = None  # set on the root, or on each container's directory
         # Directories only:
-        self.children: dict[str, Node] = {}
-        self.scans: list[Any] = []  # listings in flight, told of local changes
+        self.children: dict[str, Node] = {} if self.is_directory else _CHILDLESS
+        self._scans: list[Any] | None = None
         self.probes = 0  # single lookups since the last listing
         self.big = False  # its listing has more entries than are worth keeping
         self.moving: Any = None  # an event, while a rename of this directory is under way
+
+    # Most nodes are only listed: empty containers would be a quarter of their memory.
+
+    @property
+    def overlay(self) -> dict[str, str | None]:
+        if self._overlay is None:
+            self._overlay = {}
+        return self._overlay
+
+    @overlay.setter
+    def overlay(self, overlay: dict[str, str | None]) -> None:
+        self._overlay = overlay
+
+    @property
+    def attempts(self) -> dict[str, int]:
+        """encryptiondata of commits whose outcome is not known -> the draft's `changes` then."""
+        if self._attempts is None:
+            self._attempts = {}
+        return self._attempts
+
+    @property
+    def scans(self) -> list[Any]:
+        """Listings in flight, told of local changes."""
+        if self._scans is None:
+            self._scans = []
+        return self._scans
 
     @property
     def kind(self) -> Kind:
@@ -128,7 +156,7 @@ class Node:
     def is_local(self) -> bool:
         """Whether we know more about it than the service does."""
         has_written = self.draft is not None and self.draft.dirty
-        return has_written or self.unsaved or bool(self.overlay)
+        return has_written or self.unsaved or bool(self._overlay)
 
     @property
     def size(self) -> int:
@@ -167,11 +195,11 @@ class Handle:
 
 
 class Inodes:
-    """The table. `make_lock` makes the lock of each new node."""
+    """The table. `make_lock` makes the lock of a node."""
 
     def __init__(self, root_attrs: Attributes, make_lock: Callable[[], Lock]) -> None:
         self._make_lock = make_lock
-        self.root = Node(ROOT_INO, root_attrs, make_lock())
+        self.root = Node(ROOT_INO, root_attrs)
         self._nodes: dict[int, Node] = {ROOT_INO: self.root}
         self._handles: dict[int, Handle] = {}
         self._next_handle = 1
@@ -193,10 +221,16 @@ class Inodes:
         except KeyError:
             raise PosixError(errno.ESTALE, f"unknown inode {ino}") from None
 
+    def lock(self, node: Node) -> Lock:
+        """The node's lock, which most never need."""
+        if node.lock is None:
+            node.lock = self._make_lock()
+        return node.lock
+
     def add(self, parent: Node, name: str, attrs: Attributes) -> Node:
         """A new node under `parent`, where no child has that name."""
         assert name not in parent.children, name
-        node = Node(self._number(parent, name), attrs, self._make_lock())
+        node = Node(self._number(parent, name), attrs)
         self._nodes[node.ino] = node
         self._link(node, parent, name)
         return node
