@@ -18,6 +18,7 @@ from blobfs.envelope.data import (
     MIN_REGION_LENGTH,
     REGION_LENGTH_2_0,
     EncryptionData,
+    Layout,
     Protocol,
     WrappedKey,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "EncryptionData",
     "Kek",
     "KeySet",
+    "Layout",
     "Protocol",
     "WrappedKey",
     "blob_size_of",

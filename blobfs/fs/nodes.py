@@ -188,7 +188,8 @@ class Nodes:
             self.vanish(node)
             node = None
         if node is None:
-            attrs = self.bare_directory() if info is None else self.attributes_of(info, kind)
+            attrs = self.bare_directory()
+            attrs.kind = kind  # all else, `take_up` has from the service
             node = self.inodes.add(parent, name, attrs)
         elif node.is_local:
             return node
