@@ -4,6 +4,7 @@
     ├── UsageError                bad options, token or key file: said before anything is mounted
     │   ├── OptionError
     │   ├── SasError
+    │   │   └── SasTimeError      expired or not yet valid, by the clock that was asked
     │   └── KeyFileError
     ├── PosixError                an operation that POSIX refuses; carries its errno
     ├── ServiceError              what the Blob service (or the way to it) answered
@@ -47,6 +48,10 @@ class OptionError(UsageError):
 
 class SasError(UsageError):
     """The SAS token cannot be used for this mount."""
+
+
+class SasTimeError(SasError):
+    """The SAS token has expired or is not valid yet, by the clock that was asked."""
 
 
 class KeyFileError(UsageError):
