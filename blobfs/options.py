@@ -8,13 +8,15 @@ import difflib
 import itertools
 import os
 import re
+import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from blobfs.access import Access, accesses_in, read_sas_file, token_for
+from blobfs.access import Access, accesses_in, read_sas_file, run_sas_command, token_for
 from blobfs.errors import OptionError
 from blobfs.sas import Sas, check, redact
 from blobfs.source import EXAMPLE, Source, split_source
@@ -87,6 +89,19 @@ def _path(text: str) -> Path:
         raise ValueError("a path; there is no home directory for its ~") from None
 
 
+def _command(text: str) -> tuple[str, ...]:
+    """A program and its arguments, split as a shell would; the program with its whole path, since
+    the daemon leaves the directory that it was started in."""
+    try:
+        program, *arguments = shlex.split(text)
+        path = shutil.which(Path(program).expanduser())
+    except (ValueError, RuntimeError):
+        path = None
+    if path is None:
+        raise ValueError("a program that can be run, and its arguments")
+    return os.path.abspath(path), *arguments
+
+
 def _choice(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
@@ -96,7 +111,7 @@ def _choice(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-def _default_spool_dir() -> Path:
+def default_spool_dir() -> Path:
     """Where files survive a reboot, since close may leave recovery files there."""
     if os.geteuid() == 0:
         return Path("/var/lib/blobfs")
@@ -158,6 +173,10 @@ class MountOptions:
         default=None,
         metadata=_option(_path, "", "directory of CONTAINER.sas files: mounts all of these"),
     )
+    sas_command: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(_command, "", "program, with arguments, that prints the SAS; no shell"),
+    )
     key_file: Path | None = field(
         default=None, metadata=_option(_path, "", "file with the keys (a JSON Web Key Set)")
     )
@@ -195,7 +214,7 @@ class MountOptions:
     readahead: int = _value(_size, "16M", "most bytes read ahead for one open file")
     buffer_size: int = _value(_size, "64M", "memory for bytes not yet stored, before the spool")
     spool_dir: Path = field(
-        default_factory=_default_spool_dir,
+        default_factory=default_spool_dir,
         metadata=_option(
             _path,
             "/var/lib/blobfs, or ~/.local/state/blobfs",
@@ -354,13 +373,19 @@ def _unknown(name: str) -> OptionError:
 
 
 def parse_mount(
-    source: str, mountpoint: str, options: Sequence[str], *, now: datetime, sloppy: bool = False
+    source: str,
+    mountpoint: str,
+    options: Sequence[str],
+    *,
+    now: datetime | None,
+    sloppy: bool = False,
 ) -> MountOptions:
     """The mount that `source`, `mountpoint` and the texts of all `-o` ask for.
 
-    Reads the `sas_file`, if there is one, and nothing else. A key file must be named unless the
-    mount is read-only and `norequire_encryption`, as whatever is written is encrypted. `sloppy`
-    passes over options that nobody knows, as mount(8) asks for with -s. Raises
+    Reads the `sas_file` or runs the `sas_command`, if there is one, and nothing else. A key file
+    must be named unless the mount is read-only and `norequire_encryption`, as whatever is written
+    is encrypted. `now` None leaves it to the service whether the token is valid at this time.
+    `sloppy` passes over options that nobody knows, as mount(8) asks for with -s. Raises
     OptionError or SasError, each with one line to show.
     """
     if not mountpoint:
@@ -370,16 +395,18 @@ def parse_mount(
 
 
 def parse_source(
-    source: str, options: Sequence[str], *, now: datetime, sloppy: bool = False
+    source: str, options: Sequence[str], *, now: datetime | None, sloppy: bool = False
 ) -> MountOptions:
     """The same for commands that work on the containers without mounting them."""
     where, token = split_source(source)
     values, fuse_options = _collect(options, sloppy=sloppy)
     text = values.pop("sas", None)
     sas_file, sas_dir = values.get("sas_file"), values.get("sas_dir")
-    if sum(given is not None for given in (token, text, sas_file, sas_dir)) != 1:
+    sas_command = values.get("sas_command")
+    if sum(given is not None for given in (token, text, sas_file, sas_dir, sas_command)) != 1:
         raise OptionError(
-            "give the SAS token once: as sas_file=, as sas=, in the source, or in a sas_dir="
+            "give the SAS token once: as sas_file=, as sas_command=, as sas=, in the source, or in "
+            "a sas_dir="
         )
     if (sas_dir is None) != bool(where.container):
         raise OptionError(
@@ -388,6 +415,8 @@ def parse_source(
         )
     if sas_file is not None:
         text = read_sas_file(sas_file)
+    if sas_command is not None:
+        text = run_sas_command(sas_command)
     if text is not None:
         token = token_for(where, text)
     chosen = MountOptions(
@@ -401,7 +430,7 @@ def parse_source(
         accesses, notes = accesses_in(sas_dir, where, now=now, read_only=chosen.read_only)
     else:
         assert token is not None
-        accesses = [Access(where, token, sas_file)]
+        accesses = [Access(where, token, sas_file, sas_command or ())]
         notes = check(
             token, now=now, scheme=where.scheme, prefix=where.prefix, read_only=chosen.read_only
         )

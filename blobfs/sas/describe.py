@@ -57,7 +57,7 @@ def abilities(granted: frozenset[str] | None) -> list[tuple[str, str]]:
         elif set(ability.letters) <= granted:
             verdict = "yes"
         else:
-            verdict = f"no, lacks {lacking(ability.letters, granted)}: {ability.otherwise}"
+            verdict = f"no, lacks {lacking([ability.letters], granted)}: {ability.otherwise}"
         rows.append((ability.what, verdict))
     return rows
 

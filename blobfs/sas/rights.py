@@ -4,6 +4,7 @@ Fields and letters: Microsoft, "Create a service SAS" and "Create a user delegat
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -54,11 +55,13 @@ def letters_of(query: str) -> frozenset[str] | None:
     return frozenset(unquote(found[1])) if found else None
 
 
-def lacking(needs: str, granted: frozenset[str] | None) -> str:
-    """The first of the alternatives in `needs` ("w", "rw", "c or w") that `granted` does not
-    cover, reduced to the letters it lacks; all of `needs` when the rights are unknown, or when
-    nothing lacks and the service has refused all the same."""
+def lacking(ways: Sequence[str], granted: frozenset[str] | None) -> str:
+    """The letters that keep a token with these rights from something that one of `ways` allows.
+
+    "" when the rights are unknown, or enough. Where ways lack equally many letters, all of them.
+    """
     if granted is None:
-        return needs
-    missing = ["".join(x for x in way if x not in granted) for way in needs.split(" or ")]
-    return " or ".join(missing) if all(missing) else needs
+        return ""
+    missing = ["".join(letter for letter in way if letter not in granted) for way in ways]
+    least = min((len(letters) for letters in missing if letters), default=0)
+    return " or ".join(letters for letters in missing if letters and len(letters) == least)
