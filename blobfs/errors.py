@@ -6,6 +6,7 @@
     │   ├── SasError
     │   │   └── SasTimeError      expired or not yet valid, by the clock that was asked
     │   └── KeyFileError
+    ├── RecoveryError             a recovery file cannot be stored, and is left as it is
     ├── PosixError                an operation that POSIX refuses; carries its errno
     ├── ServiceError              what the Blob service (or the way to it) answered
     │   ├── NotFound
@@ -56,6 +57,10 @@ class SasTimeError(SasError):
 
 class KeyFileError(UsageError):
     """The key file is missing, readable by others, malformed or lacks the key asked for."""
+
+
+class RecoveryError(BlobfsError):
+    """A recovery file is incomplete, damaged, in use, or cannot be stored as it is."""
 
 
 class PosixError(BlobfsError):
@@ -148,6 +153,7 @@ class Truncated(Corrupt):
 
 ERRNO: dict[type[BlobfsError], int] = {
     UsageError: errno.EINVAL,
+    RecoveryError: errno.EIO,
     NotFound: errno.ENOENT,
     AlreadyExists: errno.EEXIST,
     ConditionFailed: errno.ESTALE,

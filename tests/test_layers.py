@@ -24,7 +24,7 @@ LAYERS: tuple[set[str], ...] = (
     {"access", "xattrs", "reader", "writer"},
     {"options", "inodes", "recovery", "renewal"},
     {"fs", "session"},
-    {"fuse"},
+    {"fuse", "recovering"},
     {"mount"},
     {"cli"},
     {"__main__"},
