@@ -30,7 +30,7 @@ from blobfs.sas import PERMISSIONS, Sas, changes, check, span, stamp
 
 log = logging.getLogger(__name__)
 
-POLL = 5.0
+POLL = 3.0
 """Seconds between two looks at a sas_file."""
 
 URGENT_POLL = 2.0
@@ -50,6 +50,9 @@ LONGEST_CALL_DELAY = 300.0
 
 MARGIN = 2.0
 """Seconds before its own deadline at which a request stops waiting, to fail with the reason."""
+
+SKEW_KNOWN = 2.0
+"""Seconds of clock skew that are one: responses are dated to the second, some time ago."""
 
 ANNOUNCED = (timedelta(hours=24), timedelta(hours=1), timedelta(minutes=5), timedelta(0))
 """How long before its end a token's expiry is announced."""
@@ -110,7 +113,8 @@ class Renewal:
 
     def now(self) -> datetime:
         """The service's time, as far as it is known."""
-        return self._local_now() + timedelta(seconds=self._client.clock_skew or 0.0)
+        skew = self._client.clock_skew or 0.0
+        return self._local_now() + timedelta(seconds=skew if abs(skew) >= SKEW_KNOWN else 0.0)
 
     def token(self) -> str:
         return self.access.sas.query
@@ -152,6 +156,7 @@ class Renewal:
         now = trio.current_time()
         if now - self._refused_last > self._patience:
             self._refused_since = now
+            self._announce()
             log.warning(
                 "%s: the service refuses the token; waiting up to %g s for another one from %s",
                 self._url,
@@ -172,7 +177,7 @@ class Renewal:
                     await self._look(urgent=False)
             except Exception:  # the mount goes on with the token that it has
                 log.exception("%s: a bug in blobfs", self._url)
-            await trio.sleep(POLL)
+            await trio.sleep(self._pause())
 
     async def _look(self, *, urgent: bool) -> None:
         async with self._lock:
@@ -205,18 +210,22 @@ class Renewal:
             return await trio.to_thread.run_sync(
                 read_sas_file, self.access.file, abandon_on_cancel=True
             )
-        if trio.current_time() < self._next_call or not (urgent or self._is_due()):
+        if trio.current_time() < self._next_call or (self._due_in() and not urgent):
             return None
         # Before the call, so that one which is cancelled counts.
         self._next_call = trio.current_time() + self._call_delay
         self._call_delay = min(2 * self._call_delay, LONGEST_CALL_DELAY)
         return await ask_sas_command(self.access.command)
 
-    def _is_due(self) -> bool:
+    def _due_in(self) -> float:
+        """Seconds until the sas_command is to be called, which are none when it is time."""
         if self.expiry is None:
-            return False
+            return float("inf")
         lead = min(timedelta(minutes=5), (self.expiry - self._taken_up) / 10)
-        return self.now() >= self.expiry - lead
+        return max(0.0, (self.expiry - lead - self.now()).total_seconds())
+
+    def _pause(self) -> float:
+        return min(POLL, self._due_in() or POLL) if self.access.command else POLL
 
     def _check(self, sas: Sas) -> None:
         """Raises SasError for a token that cannot take the place of the current one."""

@@ -326,9 +326,9 @@ def test_two_at_once_store_one(ward: Ward, capsys: Capture) -> None:
 
 
 def test_an_upload_that_was_killed_is_finished_by_another(ward: Ward) -> None:
-    path = ward.left("a", content(40_000_000))
+    path = ward.left("a", content(24_000_000))
     arguments = ["recover", "--spool-dir", str(ward.spool), "upload", "--all", "-o", ward.options]
-    for delay in (0.6, 0.9, 1.2):
+    for delay in (0.7, 1.0):
         process = subprocess.Popen(
             [sys.executable, "-m", "blobfs", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL
         )
@@ -340,7 +340,7 @@ def test_an_upload_that_was_killed_is_finished_by_another(ward: Ward) -> None:
         assert path.exists() or ward.names() == ["a"]
     if path.exists():
         assert ward.upload("--all") == 0
-    assert download(ward.sdk, "a") == content(40_000_000)
+    assert download(ward.sdk, "a") == content(24_000_000)
     assert ward.names() == ["a"]
 
 
