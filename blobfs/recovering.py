@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -103,7 +104,11 @@ def read_description(path: Path) -> RecoveryFile:
 
 
 def _parse(path: Path, descriptor: int) -> RecoveryFile:
-    size = os.fstat(descriptor).st_size
+    status = os.fstat(descriptor)
+    # It says where the token is sent to, so nobody else may have written it.
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise RecoveryError(f"{path.name} belongs to, or can be written by, another user")
+    size = status.st_size
     end = os.pread(descriptor, 16, max(0, size - 16))
     if not end.endswith(MAGIC):
         if is_being_written(path):

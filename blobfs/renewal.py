@@ -6,8 +6,8 @@ A `Renewal` has the current token of one container. Another one is looked for
   written in place, or be a systemd credential;
 - from the sas_command, when a tenth of the token's life is left, and at most five minutes;
 - from either, at once, when the service refuses the token. Requests that were refused wait for it,
-  but only for `patience` seconds after the first refusal, so that a mount whose token is not
-  replaced answers at once again.
+  but only as long as the first of them, so that a mount whose token is not replaced answers at once
+  again.
 
 A new token is taken up in one step, and only when it can be parsed, fits the source, is valid by
 the service's clock, and the service accepts it for a listing: so one that was read half or is for
@@ -51,6 +51,9 @@ LONGEST_CALL_DELAY = 300.0
 MARGIN = 2.0
 """Seconds before its own deadline at which a request stops waiting, to fail with the reason."""
 
+QUIET = 10.0
+"""Seconds without a refusal after which the next one is waited for, and warned of, again."""
+
 SKEW_KNOWN = 2.0
 """Seconds of clock skew that are one: responses are dated to the second, some time ago."""
 
@@ -65,8 +68,9 @@ def local_now() -> datetime:
 class Renewal:
     """The current token of one container, and how another is come by.
 
-    `patience` is in seconds. `now` is this machine's clock, which is corrected by what `client`
-    has seen of the service's. `refused` works without `watch`, which adds what happens unasked.
+    `patience` is the deadline of a request, in seconds. `now` is this machine's clock, which is
+    corrected by what `client` has seen of the service's. `refused` works without `watch`, which
+    adds what happens unasked.
     """
 
     def __init__(
@@ -80,7 +84,8 @@ class Renewal:
         self.access = access
         self._at_mount = access
         self._client = client
-        self._patience = patience
+        # Those that come after the first are not to be told later than that one is.
+        self._patience = max(0.0, patience - MARGIN)
         self._local_now = now
         self.container = Container(client, self._url, self.token, self.refused)
         self._lock = trio.Lock()
@@ -141,7 +146,8 @@ class Renewal:
             return False
         generation = self._generation
         give_up = self._note_refusal()
-        with trio.move_on_at(trio.current_effective_deadline() - MARGIN):
+        deadline = min(trio.current_effective_deadline() - MARGIN, give_up + PROBE_TIME)
+        with trio.move_on_at(deadline):
             while True:
                 await self._look(urgent=True)
                 left = give_up - trio.current_time()
@@ -154,7 +160,7 @@ class Renewal:
     def _note_refusal(self) -> float:
         """When requests stop waiting."""
         now = trio.current_time()
-        if now - self._refused_last > self._patience:
+        if now - self._refused_last > max(self._patience, QUIET):
             self._refused_since = now
             self._announce()
             log.warning(

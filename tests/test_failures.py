@@ -544,7 +544,7 @@ def test_a_token_that_expires_on_the_way_is_EACCES_and_said_to_be(
     with mounted(
         azurite, container, tmp_path, "metadata_ttl=0", "timeout=3", sas=sas, key_file=key_file
     ) as mount:
-        mount.expect_log("the service refuses the token; waiting up to 3 s for another one")
+        mount.expect_log("the service refuses the token; waiting up to 1 s for another one")
         (mount.path / "file").write_bytes(PLAIN)
         set_expiry(now - hour)
         with fails(mount, errno.EACCES, r"SAS token is expired"):

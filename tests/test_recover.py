@@ -149,6 +149,14 @@ def with_description(change: Callable[[dict[str, Any]], object]) -> Callable[[Pa
     return spoil
 
 
+def writable_by_others(path: Path) -> None:
+    path.chmod(0o620)
+
+
+def of_another_user(path: Path) -> None:
+    os.chown(path, 65534, 65534)
+
+
 def changed_byte(path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(70_000)
@@ -161,6 +169,8 @@ def changed_byte(path: Path) -> None:
         (cut, "is incomplete: whatever wrote it was cut short"),
         (foreign, "is damaged"),
         (shortened, "is damaged: it has .* bytes of content"),
+        (writable_by_others, "belongs to, or can be written by, another user"),
+        (of_another_user, "belongs to, or can be written by, another user"),
         (with_description(lambda said: said.pop("name")), "its description makes no sense"),
         (with_description(lambda said: said.update(blob_size=-1)), "its description makes no"),
         (with_description(lambda said: said.update(metadata={"a": 1})), "its description makes"),

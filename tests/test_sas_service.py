@@ -3,6 +3,7 @@
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from azure.storage.blob import AccessPolicy
@@ -93,6 +94,21 @@ def test_show_says_what_a_mount_can_do(tmp_path: Path, azurite: Azurite, capsys:
     said = capsys.readouterr().out
     assert re.search(r"read files and attributes +yes\n", said)
     assert re.search(r"delete files and directories, rename +no, lacks d: they fail", said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"permissions": "rw"}, "lacks l"),
+        ({"expiry": timedelta(hours=-1)}, "expired at"),
+    ],
+)
+def test_show_says_why_a_mount_cannot_use_a_token(
+    changes: dict[str, Any], why: str, tmp_path: Path, azurite: Azurite, capsys: Capture
+) -> None:
+    token = azurite.sas("box", **{"permissions": "rl", **changes})
+    assert main(["sas", "show", write_token(tmp_path, token)]) == 0
+    assert re.search(f"a mount cannot use it: .*{why}", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("letters", ["rl", "rwl", "rwdl", "rwdlt", "l", "wl"])

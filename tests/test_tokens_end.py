@@ -62,7 +62,7 @@ def test_a_token_that_ends_in_the_middle_of_a_write_and_is_replaced_costs_no_byt
     with mounted(
         azurite, container, tmp_path, sas=azurite.sas(container, expiry=end), key_file=key_file
     ) as mount:
-        mount.expect_log("the service refuses the token; waiting up to 60 s for another one")
+        mount.expect_log("the service refuses the token; waiting up to 58 s for another one")
         mount.expect_log("expired at")
         with (mount.path / "file").open("wb", buffering=0) as file:
             file.write(plain[: BIG // 2])
@@ -112,7 +112,7 @@ def test_without_another_token_the_close_fails_and_recover_stores_every_byte(
         sas=azurite.sas(container, expiry=end),
         key_file=key_file,
     ) as mount:
-        mount.expect_log("the service refuses the token; waiting up to 4 s for another one")
+        mount.expect_log("the service refuses the token; waiting up to 2 s for another one")
         mount.expect_log("expired at")
         mount.expect_log("flush '/?file': Permission denied: .*SAS token is expired")
         mount.expect_log("file: not stored; its content is kept, encrypted, in")

@@ -134,12 +134,24 @@ def _show(chosen: argparse.Namespace) -> int:
     if chosen.probe:
         source = Source.parse(chosen.probe)
         rights, skew, refusal = trio.run(_probe, source, token_for(source, text))
-    for field, meaning in sas.describe(token, datetime.now(UTC) + timedelta(seconds=skew)):
+    now = datetime.now(UTC) + timedelta(seconds=skew)
+    for field, meaning in sas.describe(token, now):
         print(f"{field:<4} {meaning}")
     if note := sas.clock_note(skew):
         print(f"\n{note}: the times above are by the service's")
     if refusal is not None:
         raise refusal
+    try:
+        sas.check(
+            token,
+            now=now,
+            scheme=min(token.protocols),
+            prefix="/".join("d" * (token.directory_depth or 0)),
+            read_only=True,
+        )
+    except SasError as exc:
+        print(f"\na mount cannot use it: {exc}")
+        return 0
     print("\na mount with it can")
     for what, verdict in sas.abilities(rights):
         print(f"  {what:<40} {verdict}")
