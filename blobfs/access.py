@@ -7,7 +7,7 @@ import stat
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class Access:
     source: Source
     sas: Sas
     file: Path | None = None
-    command: tuple[str, ...] = ()
+    command: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def may_write(self) -> bool:

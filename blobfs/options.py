@@ -175,6 +175,7 @@ class MountOptions:
     )
     sas_command: tuple[str, ...] = field(
         default=(),
+        repr=False,
         metadata=_option(_command, "", "program, with arguments, that prints the SAS; no shell"),
     )
     key_file: Path | None = field(

@@ -309,6 +309,7 @@ def test_a_token_comes_from_a_command_without_a_shell() -> None:
     chosen = mount(f"sas_command=echo '{TOKEN}'", base=("key_file=/k",))
     assert chosen.accesses[0].sas.query == TOKEN
     assert chosen.accesses[0].command == (shutil.which("echo"), TOKEN)
+    assert SIGNATURE not in repr(chosen)
     with pytest.raises(SasError, match="not a SAS token"):
         mount("sas_command=echo $HOME", base=("key_file=/k",))
 

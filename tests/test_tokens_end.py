@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from azure.storage.blob import AccessPolicy, generate_container_sas
@@ -234,6 +235,39 @@ def test_a_command_gives_the_token_of_the_mount_and_the_next_before_that_ends(
         wait_until(end)
         (mount.path / "file").write_bytes(b"x")
         assert re.search(r"refuses the token", mount.log()) is None
+        problems = mount.unmount()
+    finally:
+        mount.remove()
+    assert problems + mount.problems(azurite) == []
+
+
+class AccountMount(Mount):
+    """A mount of the account, with the sas_file as the one file of its sas_dir."""
+
+    def __init__(self, azurite: Azurite, container: str, state_dir: Path, **kw: Any) -> None:
+        super().__init__(f"{azurite.endpoint}/", state_dir, **kw)
+        tokens = state_dir / "tokens"
+        tokens.mkdir()
+        self.sas_file = self.sas_file.rename(tokens / f"{container}.sas")
+
+    def argv(self) -> list[str]:
+        option = f"sas_dir={self.sas_file.parent}"
+        return [
+            argument.replace(f"sas_file={self.sas_file}", option) for argument in super().argv()
+        ]
+
+
+def test_the_files_of_a_sas_dir_are_watched(
+    azurite: Azurite, container: str, tmp_path: Path, key_file: Path
+) -> None:
+    mount = AccountMount(
+        azurite, container, tmp_path, sas=azurite.sas(container), key_file=key_file
+    )
+    try:
+        mount.start()
+        replace_token(mount, azurite.sas(container, expiry=timedelta(days=3)))
+        wait_for(lambda: "new token from" in mount.log())
+        (mount.path / container / "file").write_bytes(b"x")
         problems = mount.unmount()
     finally:
         mount.remove()
