@@ -30,10 +30,10 @@ from blobfs.sas import PERMISSIONS, Sas, changes, check, span, stamp
 
 log = logging.getLogger(__name__)
 
-POLL = 3.0
+POLL = 2.0
 """Seconds between two looks at a sas_file."""
 
-URGENT_POLL = 2.0
+URGENT_POLL = 1.0
 """The same while requests wait for a new token."""
 
 PROBE_TIME = 20.0
@@ -308,7 +308,7 @@ class Renewal:
     def _tell_rights(self, old: Sas, new: Sas) -> None:
         if old.permissions is None or new.permissions is None:
             return
-        used = "".join(letter for letter in PERMISSIONS if letter in "rlwdt")
+        used = [letter for letter in PERMISSIONS if letter in "rlwdt"]
         lost = [x for x in used if x in old.permissions and x not in new.permissions]
         if lost:
             log.warning(

@@ -188,8 +188,8 @@ def test_a_policy_without_the_right_to_read_is_no_mount(
 def test_a_token_with_fewer_rights_takes_effect_and_the_log_names_the_letter(
     azurite: Azurite, container: str, tmp_path: Path, key_file: Path
 ) -> None:
+    encrypting(azurite, container, KEK).upload_blob("file", b"x")
     with mounted(azurite, container, tmp_path, key_file=key_file) as mount:
-        (mount.path / "file").write_bytes(b"x")
         replace_token(mount, azurite.sas(container, "rl"))
         wait_for(lambda: "new token from" in mount.log())
         mount.expect_log("the new token lacks w, d, t: what needs it fails with EACCES")
