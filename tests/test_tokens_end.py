@@ -227,7 +227,9 @@ def test_a_command_gives_the_token_of_the_mount_and_the_next_before_that_ends(
 ) -> None:
     end = in_seconds(6)
     first = azurite.sas(container, expiry=end)
-    mount = CommandMount(azurite.url(container), tmp_path, sas=first, key_file=key_file)
+    mount = CommandMount(
+        azurite.url(container), tmp_path, sas=first, key_file=key_file, foreground=False
+    )
     try:
         mount.start()
         replace_token(mount, azurite.sas(container))
