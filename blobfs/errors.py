@@ -4,7 +4,9 @@
     ├── UsageError                bad options, token or key file: said before anything is mounted
     │   ├── OptionError
     │   ├── SasError
+    │   │   └── SasTimeError      expired or not yet valid, by the clock that was asked
     │   └── KeyFileError
+    ├── RecoveryError             a recovery file cannot be stored, and is left as it is
     ├── PosixError                an operation that POSIX refuses; carries its errno
     ├── ServiceError              what the Blob service (or the way to it) answered
     │   ├── NotFound
@@ -51,8 +53,16 @@ class SasError(UsageError):
     """The SAS token cannot be used for this mount."""
 
 
+class SasTimeError(SasError):
+    """The SAS token has expired or is not valid yet, by the clock that was asked."""
+
+
 class KeyFileError(UsageError):
     """The key file is missing, readable by others, malformed or lacks the key asked for."""
+
+
+class RecoveryError(BlobfsError):
+    """A recovery file is incomplete, damaged, in use, or cannot be stored as it is."""
 
 
 class PosixError(BlobfsError):
@@ -156,6 +166,7 @@ class Truncated(Corrupt):
 
 ERRNO: dict[type[BlobfsError], int] = {
     UsageError: errno.EINVAL,
+    RecoveryError: errno.EIO,
     NotFound: errno.ENOENT,
     AlreadyExists: errno.EEXIST,
     ConditionFailed: errno.ESTALE,

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import trio
 
 from blobfs.blobs import documents, operations, wire
-from blobfs.blobs.client import Answer, BrokenAnswer, Client, Request
+from blobfs.blobs.client import Answer, BrokenAnswer, Client, Renew, Request
 from blobfs.blobs.model import BlobInfo, ContentHeaders, Page, Version
 from blobfs.blobs.operations import Operation
 from blobfs.blobs.wire import Buffer
@@ -40,15 +40,22 @@ _ABORT_TIMEOUT = 5.0
 
 class Container:
     """`url` is the container's, without a query; `token` gives the SAS, as it goes over the wire
-    and without a leading `?`, for each request anew."""
+    and without a leading `?`, for each request anew.
 
-    def __init__(self, client: Client, url: str, token: Callable[[], str]) -> None:
+    `renew` is called with a token that the service refused (TokenRefused); the request is sent
+    again when it returns True. It may wait, and has to end before the caller's deadline.
+    """
+
+    def __init__(
+        self, client: Client, url: str, token: Callable[[], str], renew: Renew | None = None
+    ) -> None:
         parts = urlsplit(url)
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._path = parts.path.rstrip("/")
         self.url = self._origin + self._path
         self._client = client
         self._token = token
+        self._renew = renew
 
     def __repr__(self) -> str:
         return f"Container({self.url!r})"
@@ -262,9 +269,8 @@ class Container:
         answer = await self._ask_blob(
             operations.COPY_BLOB,
             target,
+            copy_source=self._target(source),
             headers={
-                # A request authorised by a SAS needs the source's own SAS; Azurite does not ask.
-                "x-ms-copy-source": f"{self._origin}{self._target(source)}?{self._token()}",
                 "x-ms-source-if-match": f'"{source_etag}"',
                 **metadata_fields,
                 **wire.tags_header(tags),
@@ -394,6 +400,7 @@ class Container:
         name: str,
         *,
         parameters: Mapping[str, str | int] | None = None,
+        copy_source: str = "",
         headers: Mapping[str, str] | None = None,
         body: Sequence[memoryview] = (),
         longest: int | None = None,
@@ -405,6 +412,7 @@ class Container:
             self._target(name),
             name,
             parameters=parameters,
+            copy_source=copy_source,
             headers=headers,
             body=body,
             longest=longest,
@@ -419,6 +427,7 @@ class Container:
         name: str,
         *,
         parameters: Mapping[str, str | int] | None = None,
+        copy_source: str = "",
         headers: Mapping[str, str] | None = None,
         body: Sequence[memoryview] = (),
         longest: int | None = None,
@@ -432,6 +441,8 @@ class Container:
             origin=self._origin,
             target=f"{path}?{query}" if query else path,
             token=self._token,
+            renew=self._renew,
+            copy_source=copy_source,
             headers=headers or {},
             body=body,
             longest=longest,
