@@ -23,7 +23,7 @@ LAYERS: tuple[set[str], ...] = (
     {"access", "xattrs", "reader", "writer"},
     {"options", "inodes", "recovery"},
     {"fs", "session"},
-    {"fuse"},
+    {"fuse", "upkeep"},
     {"mount"},
     {"cli"},
     {"__main__"},
@@ -36,6 +36,7 @@ OWNERS = {
     "httpx": {"blobs"},
     "cryptography": {"envelope", "spool"},
     "jwcrypto": {"envelope"},
+    "tqdm": {"upkeep"},
 }
 PURE = {"envelope", "sas", "attributes", "xattrs", "inodes", "names", "errors", "source", "options"}
 

@@ -11,7 +11,6 @@ bytes, and a name or metadata that Azure cannot hold is Rejected before anything
 """
 
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -19,7 +18,7 @@ from urllib.parse import urlsplit
 import trio
 
 from blobfs.blobs import documents, operations, wire
-from blobfs.blobs.client import Answer, BrokenAnswer, Client, Request
+from blobfs.blobs.client import Answer, Client, Request
 from blobfs.blobs.model import BlobInfo, ContentHeaders, Page, Version
 from blobfs.blobs.operations import Operation
 from blobfs.blobs.wire import Buffer
@@ -28,8 +27,6 @@ from blobfs.errors import ConditionFailed, NotFound, ServiceError, Unavailable
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(-?\d+)/(\d+)")
 
 # A copy within a container is done at once as a rule, so the first look is early.
 _FIRST_POLL = 0.1
@@ -57,11 +54,18 @@ class Container:
         await self.list("", max_results=1)
 
     async def list(
-        self, prefix: str, *, delimiter: str = "/", marker: str = "", max_results: int = 5000
+        self,
+        prefix: str,
+        *,
+        delimiter: str = "/",
+        marker: str = "",
+        max_results: int = 5000,
+        include: str = "metadata",
     ) -> Page:
         """One page of the blobs below `prefix`, with their metadata; flat when `delimiter` is "".
 
-        `marker` is the last page's `next_marker`. The order is the service's.
+        `marker` is the last page's `next_marker`. The order is the service's. `include` may ask
+        for snapshots (not with a delimiter) and blobs of uncommitted blocks alone.
         """
         answer = await self._ask(
             operations.LIST_BLOBS,
@@ -70,7 +74,7 @@ class Container:
             parameters={
                 "restype": "container",
                 "comp": "list",
-                "include": "metadata",
+                "include": include,
                 "maxresults": max_results,
                 "delimiter": delimiter,
                 "prefix": prefix,
@@ -103,12 +107,12 @@ class Container:
             name,
             headers={"Range": f"bytes={start}-{stop - 1}", **wire.conditions(if_match)},
             longest=stop - start,
-            verify=lambda answer: (_total_size(answer, start, stop), answer.info()),
+            verify=lambda answer: (answer.total_size(start, stop), answer.info()),
         )
         if answer.status == 416:
             return await self._get_beyond_end(name, start, if_match), b""
         info = answer.check().info()
-        info.size = _total_size(answer, start, stop)
+        info.size = answer.total_size(start, stop)
         return info, answer.body
 
     async def _get_beyond_end(self, name: str, start: int, if_match: str | None) -> BlobInfo:
@@ -157,6 +161,34 @@ class Container:
             body=wire.views(body),
         )
         answer.check()
+
+    async def put_block_from(
+        self, name: str, block_id: str, source: str, start: int, stop: int, *, source_etag: str
+    ) -> None:
+        """Stage a block of another blob's bytes, from `start` up to `stop`, at the service.
+
+        Raises ConditionFailed for a source that is not `source_etag`.
+        """
+        answer = await self._ask_blob(
+            operations.PUT_BLOCK_FROM_URL,
+            name,
+            parameters={"comp": "block", "blockid": block_id},
+            headers={
+                "x-ms-copy-source": self._source_url(source),
+                "x-ms-source-range": f"bytes={start}-{stop - 1}",
+                "x-ms-source-if-match": f'"{source_etag}"',
+            },
+        )
+        answer.check()
+
+    async def staged_blocks(self, name: str) -> dict[str, int]:
+        """Id and stored bytes of each block that was staged and is not committed."""
+        answer = await self._ask_blob(
+            operations.GET_BLOCK_LIST,
+            name,
+            parameters={"comp": "blocklist", "blocklisttype": "uncommitted"},
+        )
+        return _parsed(answer, documents.parse_staged_blocks)
 
     async def put_block_list(
         self,
@@ -251,8 +283,7 @@ class Container:
             operations.COPY_BLOB,
             target,
             headers={
-                # A request authorised by a SAS needs the source's own SAS; Azurite does not ask.
-                "x-ms-copy-source": f"{self._origin}{self._target(source)}?{self._token()}",
+                "x-ms-copy-source": self._source_url(source),
                 "x-ms-source-if-match": f'"{source_etag}"',
                 **metadata_fields,
                 **wire.tags_header(tags),
@@ -373,6 +404,10 @@ class Container:
             raise answer.error()
         return info.version
 
+    def _source_url(self, name: str) -> str:
+        # A request authorised by a SAS needs the source's own SAS; Azurite does not always ask.
+        return f"{self._origin}{self._target(name)}?{self._token()}"
+
     def _target(self, name: str) -> str:
         return f"{self._path}/{wire.blob_path(name)}"
 
@@ -452,22 +487,6 @@ def _has(metadata: Mapping[str, str], size: int | None = None) -> Callable[[Blob
         return bool(expected) and found == expected and size in (None, info.size)
 
     return is_ours
-
-
-def _total_size(answer: Answer, start: int, stop: int) -> int:
-    """The size of the blob of which a range was asked. Raises BrokenAnswer for another range."""
-    if answer.status == 200:
-        if start:
-            raise BrokenAnswer("the whole blob instead of a range")
-        return len(answer.body)
-    match = _CONTENT_RANGE.fullmatch(answer.fields.get("content-range", ""))
-    if match is None:
-        raise BrokenAnswer("a range that does not say which")
-    first, last, total = map(int, match.groups())
-    expected = min(stop, total) - start
-    if first != start or last + 1 - first != expected or len(answer.body) != expected:
-        raise BrokenAnswer(f"bytes {first}-{last} of {total}, {len(answer.body)} in all")
-    return total
 
 
 def _parsed(answer: Answer, parse: Callable[[bytes], T]) -> T:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from blobfs import __version__, sas
-from blobfs.cli import keys, mounting, tokens
+from blobfs.cli import keys, mounting, tokens, upkeep
 from blobfs.errors import BlobfsError, UsageError
 from blobfs.mount import EXIT_FAILURE, EXIT_USAGE
 
@@ -45,6 +45,6 @@ def _parser() -> tuple[argparse.ArgumentParser, frozenset[str]]:
     )
     parser.add_argument("--version", action="version", version=f"blobfs {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for module in (mounting, keys, tokens):
+    for module in (mounting, upkeep, keys, tokens):
         module.add(verbs)
     return parser, frozenset(verbs.choices)

@@ -21,6 +21,12 @@ from blobfs.envelope.data import (
     WrappedKey,
 )
 from blobfs.envelope.keys import Kek, KeySet, generate_key_set, load_key_set, write_key_set
+from blobfs.envelope.rewrap import (
+    WRAPPED_KEYS,
+    check_payload,
+    with_wrapped_key,
+    wrapped_key_of,
+)
 from blobfs.envelope.seal import SEAL_KEY, check_seal, make_seal, sealed_size
 from blobfs.envelope.sizes import blob_size_of, plain_size
 
@@ -31,6 +37,7 @@ __all__ = [
     "MIN_REGION_LENGTH",
     "REGION_LENGTH_2_0",
     "SEAL_KEY",
+    "WRAPPED_KEYS",
     "BodyReader",
     "BodyWriter",
     "Box",
@@ -43,6 +50,7 @@ __all__ = [
     "box_cek",
     "box_encrypt",
     "box_payload",
+    "check_payload",
     "check_seal",
     "generate_key_set",
     "load_key_set",
@@ -53,5 +61,7 @@ __all__ = [
     "plain_size",
     "sealed_size",
     "unpack_cek",
+    "with_wrapped_key",
+    "wrapped_key_of",
     "write_key_set",
 ]

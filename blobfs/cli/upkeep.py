@@ -1,0 +1,86 @@
+"""`blobfs rekey`, `blobfs reencrypt` and `blobfs verify`: work on stored data without a mount."""
+
+import argparse
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+import trio
+
+from blobfs import logs
+from blobfs.argv import hide_secrets
+from blobfs.cli.verbs import Verbs, add_source_arguments
+from blobfs.errors import SasError
+from blobfs.options import MountOptions, parse_source
+from blobfs.session import Session, open_session
+from blobfs.upkeep import Report, rekey
+
+EXIT_LEFT = 4
+"""Something is left to be done, or was found."""
+
+_STATUS = "exit status: 0 nothing is left, 4 something is, 1 something given is wrong, 32 failure"
+
+
+def add(verbs: Verbs) -> None:
+    verb = verbs.add_parser(
+        "rekey",
+        help="put what is stored under the current key",
+        description="Wrap the content keys of all blobs under the current key (key_id=, else the "
+        "first of the key file), so that an old key is not needed any more. Only metadata is "
+        "written; mounts may be in use. May be interrupted and run again.",
+        epilog=_STATUS,
+    )
+    _add_common(verb)
+    verb.add_argument("--from", dest="only", default="", metavar="KID", help="only from this key")
+    verb.set_defaults(run=_rekey)
+
+
+def _add_common(verb: argparse.ArgumentParser) -> None:
+    add_source_arguments(verb)
+    verb.add_argument(
+        "--prefix", default="", metavar="P", help="only names below SOURCE that begin so"
+    )
+    verb.add_argument(
+        "--dry-run", action="store_true", help="change nothing, say what there is to do"
+    )
+
+
+def _rekey(chosen: argparse.Namespace) -> int:
+    options = _options(chosen, needed="w")
+
+    async def work(session: Session, report: Report) -> int:
+        done = await rekey(
+            session,
+            report,
+            prefix=chosen.prefix,
+            only=chosen.only,
+            dry_run=chosen.dry_run,
+        )
+        return 0 if done else EXIT_LEFT
+
+    return _run(options, Report("rekey"), work)
+
+
+def _options(chosen: argparse.Namespace, *more: str, needed: str) -> MountOptions:
+    """Raises OptionError, or SasError when a token has not the letters `needed`."""
+    hide_secrets()
+    options = parse_source(chosen.source, [*chosen.options, *more], now=datetime.now(UTC))
+    for access in options.accesses:
+        allowed = access.sas.permissions
+        missing = "" if allowed is None else "".join(c for c in needed if c not in allowed)
+        if missing:
+            raise SasError(f"the SAS token for {access.source.container} lacks {missing}")
+    logs.configure(options.log_level, options.log_file, foreground=True)
+    return options
+
+
+def _run(
+    options: MountOptions, report: Report, work: Callable[[Session, Report], Awaitable[int]]
+) -> int:
+    async def session() -> int:
+        async with open_session(options) as opened:
+            return await work(opened, report)
+
+    try:
+        return trio.run(session)
+    finally:
+        report.close()
