@@ -9,10 +9,11 @@ import trio
 from blobfs import logs
 from blobfs.argv import hide_secrets
 from blobfs.cli.verbs import Verbs, add_source_arguments
-from blobfs.errors import SasError
+from blobfs.envelope import Protocol
+from blobfs.errors import OptionError, SasError, root_cause
 from blobfs.options import MountOptions, parse_source
 from blobfs.session import Session, open_session
-from blobfs.upkeep import Report, rekey
+from blobfs.upkeep import Report, reencrypt, rekey
 
 EXIT_LEFT = 4
 """Something is left to be done, or was found."""
@@ -32,6 +33,24 @@ def add(verbs: Verbs) -> None:
     _add_common(verb)
     verb.add_argument("--from", dest="only", default="", metavar="KID", help="only from this key")
     verb.set_defaults(run=_rekey)
+
+    verb = verbs.add_parser(
+        "reencrypt",
+        help="store what is stored in another protocol or region size",
+        description="Rewrite every file that is not stored as protocol= and region_size= say, or "
+        "has no seal. Each is read back and compared before it replaces the original; "
+        "attributes, metadata, headers, tags and tier are kept. May be interrupted and run again.",
+        epilog=_STATUS,
+    )
+    _add_common(verb)
+    verb.add_argument(
+        "--protocol", choices=["2.0", "2.1"], help="the same as -o protocol= (default: 2.1)"
+    )
+    verb.add_argument("--region-size", metavar="N", help="the same as -o region_size=")
+    verb.add_argument(
+        "--include-plain", action="store_true", help="encrypt what is not encrypted, too"
+    )
+    verb.set_defaults(run=_reencrypt)
 
 
 def _add_common(verb: argparse.ArgumentParser) -> None:
@@ -60,6 +79,27 @@ def _rekey(chosen: argparse.Namespace) -> int:
     return _run(options, Report("rekey"), work)
 
 
+def _reencrypt(chosen: argparse.Namespace) -> int:
+    more = [f"protocol={chosen.protocol}"] if chosen.protocol else []
+    if chosen.region_size:
+        more.append(f"region_size={chosen.region_size}")
+    options = _options(chosen, *more, needed="rwdl")
+    if options.protocol == Protocol.V1_0:
+        raise OptionError("reencrypt writes protocol 2.0 or 2.1: leave protocol=1.0 out")
+
+    async def work(session: Session, report: Report) -> int:
+        done = await reencrypt(
+            session,
+            report,
+            prefix=chosen.prefix,
+            include_plain=chosen.include_plain,
+            dry_run=chosen.dry_run,
+        )
+        return 0 if done else EXIT_LEFT
+
+    return _run(options, Report("reencrypt"), work)
+
+
 def _options(chosen: argparse.Namespace, *more: str, needed: str) -> MountOptions:
     """Raises OptionError, or SasError when a token has not the letters `needed`."""
     hide_secrets()
@@ -82,5 +122,9 @@ def _run(
 
     try:
         return trio.run(session)
+    except (KeyboardInterrupt, BaseExceptionGroup) as exc:
+        if not isinstance(root_cause(exc), KeyboardInterrupt):
+            raise
+        return EXIT_LEFT
     finally:
         report.close()

@@ -4,13 +4,16 @@
     reencrypt  the bodies in another protocol, region length, or encrypted at all
     verify     what is stored, checked: metadata, keys, seals, sizes and, deep, every byte
     passes     one pass over all blobs of a place: paged, parallel, stoppable
+    contents   plaintext read front to back
+    keep       what a blob has beside its content
     report     what is said on the way and at the end
 
 Each may be interrupted and run again, and may run while mounts are in use: a blob is changed by
 one conditional request, before which it is wholly old and after which it is wholly new.
 """
 
+from blobfs.upkeep.reencrypt import reencrypt
 from blobfs.upkeep.rekey import rekey
 from blobfs.upkeep.report import Report
 
-__all__ = ["Report", "rekey"]
+__all__ = ["Report", "reencrypt", "rekey"]

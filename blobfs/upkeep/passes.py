@@ -5,8 +5,8 @@ SIGTERM makes the pass count what is left instead of changing more, the second e
 """
 
 import signal
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import trio
 
@@ -17,6 +17,9 @@ from blobfs.upkeep.report import Report
 
 PATIENCE = 16
 """Blobs in a row for which the service has no answer, after which it has none for the others."""
+
+TRIES = 5
+"""How often a blob that others are changing is looked at again."""
 
 Work = Callable[[Place, BlobInfo], Awaitable[None]]
 Failed = Callable[[Place, BlobInfo, BlobfsError], None]
@@ -30,6 +33,17 @@ def within(seconds: float, what: str) -> Iterator[None]:
             yield
     except trio.TooSlowError:
         raise Unavailable(f"{what}: not done within {seconds:g} s") from None
+
+
+@asynccontextmanager
+async def background() -> AsyncIterator[trio.Nursery]:
+    """A nursery for requests that end with the block; what leaves it is one exception."""
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+            nursery.cancel_scope.cancel()
+    except ExceptionGroup as exc:
+        raise root_cause(exc) from None
 
 
 class Pass:
@@ -54,15 +68,13 @@ class Pass:
         fails, the token is refused, or the service is not there any more.
         """
         try:
-            async with trio.open_nursery() as nursery:
+            async with background() as nursery:
                 nursery.start_soon(self._obey_signals, nursery.cancel_scope)
-                await trio.lowlevel.checkpoint()
                 for place in self._session.places:
                     await self._over_place(place, work, failed, prefix, include)
-                nursery.cancel_scope.cancel()
-        except ExceptionGroup as exc:
+        except BlobfsError:
             self.cut_short = True
-            raise root_cause(exc) from None
+            raise
 
     @contextmanager
     def interruptible(self) -> Iterator[trio.CancelScope]:

@@ -29,11 +29,8 @@ from blobfs.errors import (
 from blobfs.keyring import Keyring
 from blobfs.session import Place, Session
 from blobfs.upkeep.keep import with_times
-from blobfs.upkeep.passes import Pass, within
+from blobfs.upkeep.passes import TRIES, Pass, within
 from blobfs.upkeep.report import Report, shown
-
-TRIES = 5
-"""How often a blob that others are changing is looked at again."""
 
 
 async def rekey(
