@@ -13,10 +13,13 @@ from blobfs.envelope import Protocol
 from blobfs.errors import OptionError, SasError, root_cause
 from blobfs.options import MountOptions, parse_source
 from blobfs.session import Session, open_session
-from blobfs.upkeep import Report, reencrypt, rekey
+from blobfs.upkeep import Json, Report, Table, reencrypt, rekey, verify
+
+EXIT_NOTICES = 3
+"""Nothing is wrong, and something is worth a look."""
 
 EXIT_LEFT = 4
-"""Something is left to be done, or was found."""
+"""Something is wrong, or is left to be done."""
 
 _STATUS = "exit status: 0 nothing is left, 4 something is, 1 something given is wrong, 32 failure"
 
@@ -31,6 +34,7 @@ def add(verbs: Verbs) -> None:
         epilog=_STATUS,
     )
     _add_common(verb)
+    _add_dry_run(verb)
     verb.add_argument("--from", dest="only", default="", metavar="KID", help="only from this key")
     verb.set_defaults(run=_rekey)
 
@@ -43,6 +47,7 @@ def add(verbs: Verbs) -> None:
         epilog=_STATUS,
     )
     _add_common(verb)
+    _add_dry_run(verb)
     verb.add_argument(
         "--protocol", choices=["2.0", "2.1"], help="the same as -o protocol= (default: 2.1)"
     )
@@ -52,12 +57,29 @@ def add(verbs: Verbs) -> None:
     )
     verb.set_defaults(run=_reencrypt)
 
+    verb = verbs.add_parser(
+        "verify",
+        help="check what is stored",
+        description="Check every blob's metadata, key, seal and size, and say what lies about that "
+        "should not. Nothing is changed. Errors are what a mount with these options refuses or "
+        "cannot read, notices what is worth a look.",
+        epilog="exit status: 0 all is well, 3 notices only, 4 errors or not all was looked at, "
+        "1 something given is wrong, 32 failure",
+    )
+    _add_common(verb)
+    verb.add_argument("--deep", action="store_true", help="read and check every byte")
+    verb.add_argument("--json", action="store_true", help="report as JSON, not as a table")
+    verb.set_defaults(run=_verify)
+
 
 def _add_common(verb: argparse.ArgumentParser) -> None:
     add_source_arguments(verb)
     verb.add_argument(
         "--prefix", default="", metavar="P", help="only names below SOURCE that begin so"
     )
+
+
+def _add_dry_run(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--dry-run", action="store_true", help="change nothing, say what there is to do"
     )
@@ -98,6 +120,19 @@ def _reencrypt(chosen: argparse.Namespace) -> int:
         return 0 if done else EXIT_LEFT
 
     return _run(options, Report("reencrypt"), work)
+
+
+def _verify(chosen: argparse.Namespace) -> int:
+    options = _options(chosen, needed="")
+
+    async def work(session: Session, report: Report) -> int:
+        form = Json(report) if chosen.json else Table(report)
+        summary = await verify(session, report, form, prefix=chosen.prefix, deep=chosen.deep)
+        if summary.errors or not summary.complete:
+            return EXIT_LEFT
+        return EXIT_NOTICES if summary.notices else 0
+
+    return _run(options, Report("verify"), work)
 
 
 def _options(chosen: argparse.Namespace, *more: str, needed: str) -> MountOptions:

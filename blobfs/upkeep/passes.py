@@ -47,12 +47,18 @@ async def background() -> AsyncIterator[trio.Nursery]:
 
 
 class Pass:
-    """`stopping` says that nothing more is to be changed, `cut_short` that not all was seen."""
+    """`stopping` says that nothing more is to be changed, `cut_short` that not all was seen.
 
-    def __init__(self, session: Session, report: Report, *, workers: int) -> None:
+    `counts` says whether, told to stop, it goes on to count what is left.
+    """
+
+    def __init__(
+        self, session: Session, report: Report, *, workers: int, counts: bool = True
+    ) -> None:
         self._session = session
         self._report = report
         self._workers = workers
+        self._counts = counts
         self._timeout = session.options.timeout
         self._unanswered = 0
         self._scopes: set[trio.CancelScope] = set()
@@ -89,7 +95,7 @@ class Pass:
     async def _obey_signals(self, everything: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async for _ in signals:
-                if self.stopping:
+                if self.stopping or not self._counts:
                     self.cut_short = True
                     everything.cancel()
                     return

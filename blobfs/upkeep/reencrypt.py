@@ -49,6 +49,9 @@ PIECE = 64 * 1024 * 1024
 LARGEST_PIECE = 4000 * 1024 * 1024
 """Azure's limit for one block."""
 
+WORKERS = 8
+"""Most files under way at once: each may take some 50 MiB of memory, more with large regions."""
+
 CLEAN_UP_TIME = 10.0
 """Seconds that deleting the hidden blob may take when the work on a file is given up."""
 
@@ -66,7 +69,7 @@ async def reencrypt(
 
     Raises ServiceError when the pass cannot go on, after a summary of what it has done.
     """
-    workers = max(1, session.options.connections // 2)
+    workers = min(max(1, session.options.connections // 2), WORKERS)
     work = _Reencrypting(session, report, workers, include_plain=include_plain, dry_run=dry_run)
     try:
         async with background() as nursery:

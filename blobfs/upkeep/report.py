@@ -48,8 +48,11 @@ class Report:
         self._out.flush()
 
 
+def printable(text: str) -> str:
+    """The text, quoted when it has in it what a terminal would act on."""
+    return text if text.isprintable() else repr(text)
+
+
 def shown(place: Place, name: str) -> str:
-    """A blob for people: its path from the account on, quoted when it has in it what a terminal
-    would act on."""
-    path = f"{place.access.source.container}/{name}"
-    return path if path.isprintable() else repr(path)
+    """A blob for people, with its container."""
+    return printable(f"{place.access.source.container}/{name}")
