@@ -37,11 +37,18 @@ def _reporting(chosen: argparse.Namespace) -> int:
     return status
 
 
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = 14  # the verbs, whose indentation argparse does not count
+
+
 def _parser() -> tuple[argparse.ArgumentParser, frozenset[str]]:
     parser = argparse.ArgumentParser(
         prog="blobfs",
         description="Mount an Azure Blob container as a file system that encrypts on the client.",
         epilog="blobfs SOURCE MOUNTPOINT -o OPTIONS is short for blobfs mount.",
+        formatter_class=_Formatter,
     )
     parser.add_argument("--version", action="version", version=f"blobfs {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
