@@ -141,6 +141,18 @@ def test_bodies_that_were_changed_are_found(
     }
 
 
+def test_a_damaged_copy_of_a_whole_file_is_found_after_the_whole_one_was_read(
+    azurite: Azurite, damaged: ContainerClient, tmp_path: Path
+) -> None:
+    body, metadata = stored(damaged, "d/file")
+    flipped = bytearray(body)
+    flipped[500] ^= 1
+    store(damaged, "d/file copied", body, metadata)
+    store(damaged, "d/file spoiled", bytes(flipped), metadata)
+    upkeep = Upkeep(azurite, damaged.container_name, tmp_path, KEK, options="connections=1")
+    assert found_by(upkeep, "--deep", status=4) == {"d/file spoiled": {("error", "tampered")}}
+
+
 def test_metadata_that_do_not_lead_to_a_key_are_found(
     azurite: Azurite, damaged: ContainerClient, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Contents read front to back, each byte fetched once, in bounded memory."""
 
 import hashlib
+import secrets
 
 from blobfs.reader import Content, Reach, Reader, ReadPolicy
 
@@ -26,6 +27,8 @@ class Sequential:
     def __init__(self, reader: Reader, content: Content) -> None:
         self._reader = reader
         self._content = content
+        # The cache goes by content keys, which copies of a blob share: each is to be read itself.
+        content.identity = (content.info.name, secrets.token_bytes(16))
         self._reach = Reach()
         unit = content.body.unit
         self._step = max(1, STEP // unit) * unit
