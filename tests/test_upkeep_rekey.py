@@ -6,19 +6,25 @@ import random
 import secrets
 import signal
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from azure.storage.blob import ContentSettings, StandardBlobTier
+from azure.storage.blob import (
+    AccessPolicy,
+    ContentSettings,
+    StandardBlobTier,
+    generate_container_sas,
+)
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
 from blobfs.envelope import WrappedKey
+from blobfs.errors import TokenRefused
 from blobfs.keyring import Keyring
 from blobfs.options import parse_source
 from blobfs.session import open_session
 from blobfs.upkeep import Report, rekey
-from tests.azurite import Azurite
+from tests.azurite import Azurite, signature
 from tests.mounts import mounted
 from tests.sdk import (
     WRITES_PROTOCOL_1,
@@ -281,6 +287,12 @@ def test_a_token_that_cannot_write_is_refused_before_anything_is_asked(
     assert azurite.requests() == []
 
 
+def test_a_read_only_option_is_refused(azurite: Azurite, container: str, tmp_path: Path) -> None:
+    upkeep = Upkeep(azurite, container, tmp_path, NEW, options="ro")
+    upkeep.run("rekey", status=1)
+    assert "leave it out" in upkeep.stderr
+
+
 # --- others change the blobs meanwhile -------------------------------------------------------
 
 
@@ -366,6 +378,29 @@ def test_a_mount_reads_and_writes_on_while_its_files_are_rekeyed(
             assert file.read_bytes() == content(100)
         assert files[25].read_bytes() == content(200, seed=1)
     assert set(key_ids(azurite, container).values()) == {"local:new"}
+
+
+async def test_a_token_that_is_revoked_meanwhile_ends_the_pass_after_its_summary(
+    azurite: Azurite, container: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upload_many(azurite, container, OLD, 5)
+    raw = azurite.sdk(container)
+
+    def let_it_expire_in(hours: int) -> None:
+        now = datetime.now(UTC)
+        day_ago = now - timedelta(days=1)
+        policy = AccessPolicy("rwl", expiry=now + timedelta(hours=hours), start=day_ago)
+        raw.set_container_access_policy({"policy": policy})
+
+    let_it_expire_in(1)
+    upkeep = Upkeep(azurite, container, tmp_path, NEW, OLD)
+    sas = generate_container_sas(azurite.account, container, azurite.key, policy_id="policy")
+    azurite.signatures.add(signature(sas))
+    upkeep.write_token(sas)
+    with pytest.raises(TokenRefused):
+        await rekey_during(azurite, upkeep, lambda: let_it_expire_in(-1))
+    assert "not all blobs were looked at: run this again" in capsys.readouterr().out
+    assert set(key_ids(azurite, container).values()) == {"local:old"}
 
 
 # --- a key that cannot be trusted ------------------------------------------------------------

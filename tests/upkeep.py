@@ -30,17 +30,22 @@ class Upkeep:
     ) -> None:
         directory.mkdir(exist_ok=True)
         self.source = azurite.url(container)
-        self.sas = azurite.sas(container, permissions)
-        sas_file = directory / "upkeep.sas"
-        sas_file.touch(0o600)
-        sas_file.write_text(self.sas)
+        self.sas_file = directory / "upkeep.sas"
+        self.write_token(azurite.sas(container, permissions))
         self.key_file = directory / "upkeep.json"
         self.spool_dir = directory / "upkeep-spool"
         self.spool_dir.mkdir(exist_ok=True)
         self.keys(*keks)
-        self.options = f"sas_file={sas_file},key_file={self.key_file},spool_dir={self.spool_dir}"
+        self.options = (
+            f"sas_file={self.sas_file},key_file={self.key_file},spool_dir={self.spool_dir}"
+        )
         if options:
             self.options += f",{options}"
+
+    def write_token(self, sas: str) -> None:
+        self.sas = sas
+        self.sas_file.touch(0o600)
+        self.sas_file.write_text(sas)
 
     def keys(self, *keks: Kek) -> None:
         write_key_file(self.key_file, *keks)

@@ -1,6 +1,7 @@
 """`blobfs rekey`, `blobfs reencrypt` and `blobfs verify`: work on stored data without a mount."""
 
 import argparse
+import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
@@ -10,10 +11,13 @@ from blobfs import logs
 from blobfs.argv import hide_secrets
 from blobfs.cli.verbs import Verbs, add_source_arguments
 from blobfs.envelope import Protocol
-from blobfs.errors import OptionError, SasError, root_cause
+from blobfs.errors import BlobfsError, OptionError, SasError, root_cause
+from blobfs.mount import EXIT_FAILURE
 from blobfs.options import MountOptions, parse_source
 from blobfs.session import Session, open_session
 from blobfs.upkeep import Json, Report, Table, reencrypt, rekey, verify
+
+log = logging.getLogger(__name__)
 
 EXIT_NOTICES = 3
 """Nothing is wrong, and something is worth a look."""
@@ -144,7 +148,12 @@ def _options(chosen: argparse.Namespace, *more: str, needed: str) -> MountOption
         missing = "" if allowed is None else "".join(c for c in needed if c not in allowed)
         if missing:
             raise SasError(f"the SAS token for {access.source.container} lacks {missing}")
-    logs.configure(options.log_level, options.log_file, foreground=True)
+    if options.read_only and "w" in needed:
+        raise OptionError("with ro nothing can be changed: leave it out")
+    try:
+        logs.configure(options.log_level, options.log_file, foreground=True)
+    except OSError as exc:
+        raise OptionError(f"cannot write the log_file {options.log_file}: {exc.strerror}") from None
     return options
 
 
@@ -155,11 +164,17 @@ def _run(
         async with open_session(options) as opened:
             return await work(opened, report)
 
+    for note in options.notes:
+        report.note(f"blobfs: {note}")
     try:
         return trio.run(session)
-    except (KeyboardInterrupt, BaseExceptionGroup) as exc:
-        if not isinstance(root_cause(exc), KeyboardInterrupt):
-            raise
-        return EXIT_LEFT
+    except BaseException as exc:
+        cause = root_cause(exc)
+        if isinstance(cause, KeyboardInterrupt):
+            return EXIT_LEFT
+        if isinstance(cause, BlobfsError | BrokenPipeError):
+            raise cause from None
+        log.critical("a bug in blobfs", exc_info=exc)
+        return EXIT_FAILURE
     finally:
         report.close()

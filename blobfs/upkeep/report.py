@@ -50,7 +50,11 @@ class Report:
 
 def printable(text: str) -> str:
     """The text, quoted when it has in it what a terminal would act on."""
-    return text if text.isprintable() else repr(text)
+    if not text.isprintable():
+        return repr(text)
+    # Standard output may be in an encoding that has not all characters.
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def shown(place: Place, name: str) -> str:
