@@ -237,6 +237,22 @@ def test_a_folder_as_the_source_is_rekeyed_with_its_own_attributes_and_nothing_b
     assert json.loads(boxes["d2"]["blobfs_xattr"])["KeyId"] == "local:old"
 
 
+def test_with_a_sas_dir_every_container_that_has_a_token_is_rekeyed(
+    azurite: Azurite, tmp_path: Path
+) -> None:
+    names = [azurite.new_container() for _ in range(2)]
+    upkeep = Upkeep(azurite, names[0], tmp_path, NEW, OLD)
+    for name in names:
+        encrypting(azurite, name, OLD).upload_blob("file", b"x")
+        (tmp_path / f"{name}.sas").touch(0o600)
+        (tmp_path / f"{name}.sas").write_text(azurite.sas(name))
+    upkeep.sas_file.unlink()
+    upkeep.source = f"{azurite.endpoint}/"
+    upkeep.options = f"sas_dir={tmp_path},key_file={upkeep.key_file}"
+    assert "2 re-keyed" in upkeep.run("rekey")
+    assert [key_ids(azurite, name) for name in names] == [{"file": "local:new"}] * 2
+
+
 # --- what is left ----------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -306,3 +307,20 @@ def test_a_report_that_could_not_be_finished_is_whole_json_and_says_so(
     report = report_of(upkeep, status=32)
     assert not report["summary"]["complete"]
     assert upkeep.stderr.startswith("blobfs: List Blobs")
+
+
+def test_told_to_stop_it_ends_and_says_that_not_all_was_looked_at(
+    azurite: Azurite, container: str, tmp_path: Path
+) -> None:
+    upload_many(azurite, container, KEK, 300)
+    upkeep = Upkeep(azurite, container, tmp_path, KEK, options="connections=1")
+    azurite.reset_requests()
+    process = upkeep.start("verify", "--deep", "--json")
+    while len(azurite.requests()) < 3:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 4, errors
+    summary = json.loads(said)["summary"]
+    assert 0 < summary["blobs"] < 300
+    assert not summary["complete"]

@@ -35,6 +35,15 @@ def within(seconds: float, what: str) -> Iterator[None]:
         raise Unavailable(f"{what}: not done within {seconds:g} s") from None
 
 
+async def look_again(place: Place, info: BlobInfo, timeout: float) -> BlobInfo | None:
+    """The blob as it is now, None when it is gone."""
+    try:
+        with within(timeout, repr(info.name)):
+            return await place.container.head(info.name)
+    except NotFound:
+        return None
+
+
 @asynccontextmanager
 async def background() -> AsyncIterator[trio.Nursery]:
     """A nursery for requests that end with the block; what leaves it is one exception."""

@@ -39,7 +39,7 @@ from blobfs.reader import Content, Reader
 from blobfs.session import Place, Session
 from blobfs.upkeep.contents import Sequential, read_policy
 from blobfs.upkeep.keep import with_times
-from blobfs.upkeep.passes import TRIES, Pass, background, within
+from blobfs.upkeep.passes import TRIES, Pass, background, look_again, within
 from blobfs.upkeep.report import Report, shown
 from blobfs.writer import MAX_BLOCKS, Properties, Upload, WritePolicy, region_of
 
@@ -162,11 +162,10 @@ class _Reencrypting:
                 assert scope.cancelled_caught
                 continue
             except (ConditionFailed, NotFound):
-                try:
-                    with within(self._timeout, repr(info.name)):
-                        info = await place.container.head(info.name)
-                except NotFound:
+                now = await look_again(place, info, self._timeout)
+                if now is None:
                     return
+                info = now
         raise ConditionFailed("it is being changed by others over and over")
 
     def _is_wanted(self, info: BlobInfo) -> bool:

@@ -29,7 +29,7 @@ from blobfs.errors import (
 from blobfs.keyring import Keyring
 from blobfs.session import Place, Session
 from blobfs.upkeep.keep import with_times
-from blobfs.upkeep.passes import TRIES, Pass, within
+from blobfs.upkeep.passes import TRIES, Pass, look_again, within
 from blobfs.upkeep.report import Report, shown
 
 
@@ -94,11 +94,10 @@ class _Rekeying:
                     await place.container.set_metadata(info.name, metadata, if_match=info.etag)
             except (ConditionFailed, NotFound):
                 # Changed or replaced since it was listed: whatever is there now is looked at.
-                try:
-                    with within(self._timeout, repr(info.name)):
-                        info = await place.container.head(info.name)
-                except NotFound:
+                now = await look_again(place, info, self._timeout)
+                if now is None:
                     return
+                info = now
                 continue
             self._changed += 1
             return

@@ -39,7 +39,7 @@ from blobfs.recovery import MAGIC, SUFFIX
 from blobfs.session import Place, Session
 from blobfs.upkeep.contents import Sequential, read_policy
 from blobfs.upkeep.findings import Finding, Form, Kind, Summary
-from blobfs.upkeep.passes import TRIES, Pass, background, within
+from blobfs.upkeep.passes import TRIES, Pass, background, look_again, within
 from blobfs.upkeep.report import Report
 
 WORKERS = 16
@@ -136,23 +136,17 @@ class _Verifying:
                 await self._read(place, info)
                 return
             except (ConditionFailed, NotFound):
-                try:
-                    with within(self._timeout, repr(info.name)):
-                        info = await place.container.head(info.name)
-                except NotFound:
+                now = await look_again(place, info, self._timeout)
+                if now is None:
                     return
+                info = now
         raise ConditionFailed("it is being changed by others over and over")
 
     async def _is_uncommitted(self, place: Place, info: BlobInfo) -> bool:
         """A listing does not tell such a blob from an empty one without metadata."""
         if info.size or info.metadata or info.blob_type != "BlockBlob":
             return False
-        try:
-            with within(self._timeout, repr(info.name)):
-                await place.container.head(info.name)
-        except NotFound:
-            return True
-        return False
+        return await look_again(place, info, self._timeout) is None
 
     def _look_at_name(self, place: Place, info: BlobInfo) -> None:
         name = info.name.rpartition("/")[2]
