@@ -4,6 +4,7 @@ import http.client
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ class Upkeep:
             if writes_in(azurite.requests()) >= writes:
                 process.kill()
                 break
+            time.sleep(0.01)
         process.communicate(timeout=LIMIT_S)
         return process.returncode == -signal.SIGKILL
 

@@ -42,7 +42,8 @@ async def rekey(
     cannot go on, after a summary of what it has done; KeyUnknown when nothing wraps.
     """
     # Only a key that has wrapped something is known to be the one that wraps.
-    current = (await session.keyring.wrap(secrets.token_bytes(32))).key_id
+    with within(session.options.timeout, "the first use of the current key"):
+        current = (await session.keyring.wrap(secrets.token_bytes(32))).key_id
     rekeying = _Rekeying(session, report, current, only=only, dry_run=dry_run)
     try:
         await rekeying.run(prefix)
@@ -88,7 +89,8 @@ class _Rekeying:
             if self._dry_run or self._pass.stopping:
                 self._left.update(old)
                 return
-            metadata = await self._rewrapped(info, old)
+            with within(self._timeout, f"another key for {info.name!r}"):
+                metadata = await self._rewrapped(info, old)
             try:
                 with within(self._timeout, repr(info.name)):
                     await place.container.set_metadata(info.name, metadata, if_match=info.etag)

@@ -122,7 +122,9 @@ class _Verifying:
     async def verify(self, place: Place, info: BlobInfo) -> None:
         """Raises BlobfsError for what is wrong with the body."""
         if await self._is_uncommitted(place, info):
-            detail = "blocks without a blob: being written, or the writer is gone"
+            detail = (
+                "blocks without a blob: being written, or left; the service drops them in a week"
+            )
             self._found(place, info, Kind.UNCOMMITTED, detail, error=False)
             return
         self._summary.blobs += 1
@@ -167,7 +169,9 @@ class _Verifying:
         try:
             box = Box.parse(value)
             self._summary.keys[box.wrapped.key_id] += 1
-            box.decrypt(box_cek(await self._session.keyring.unwrap(box.wrapped)))
+            with within(self._timeout, repr(info.name)):
+                payload = await self._session.keyring.unwrap(box.wrapped)
+            box.decrypt(box_cek(payload))
         except ContentError as exc:
             kind = next(kind for cls, kind in _ERRORS if isinstance(exc, cls))
             self._found(place, info, kind, f"extended attributes: {exc}", error=True)
