@@ -26,7 +26,7 @@ LAYERS: tuple[set[str], ...] = (
     {"access", "xattrs", "reader", "writer"},
     {"options", "inodes", "recovery", "renewal"},
     {"fs", "session"},
-    {"fuse", "recovering"},
+    {"fuse", "recovering", "upkeep"},
     {"mount"},
     {"cli"},
     {"__main__"},
@@ -40,6 +40,7 @@ OWNERS = {
     "cryptography": {"envelope", "spool"},
     "jwcrypto": {"envelope"},
     "azure": {"providers"},
+    "tqdm": {"upkeep"},
 }
 PURE = {"envelope", "sas", "attributes", "xattrs", "inodes", "names", "errors", "source", "options"}
 

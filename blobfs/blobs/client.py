@@ -4,6 +4,7 @@ import email.utils
 import functools
 import logging
 import random
+import re
 import ssl
 import time
 import urllib.request
@@ -34,6 +35,8 @@ API_VERSION = "2025-11-05"
 _KEEPALIVE = 30.0
 # Small enough that a stalled upload is noticed, large enough to cost few calls.
 _CHUNK = 256 * 1024
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(-?\d+)/(\d+)")
 
 # httpcore logs response headers, which may hold the source URL of a copy with its SAS, and httpx
 # logs every URL. An explicit level holds whatever the root logger is set to.
@@ -128,6 +131,21 @@ class Answer:
     def info(self) -> BlobInfo:
         """Raises ValueError when the answer is not about a blob."""
         return info_from_headers(self.request.name, self.fields, self.metadata)
+
+    def total_size(self, start: int, stop: int) -> int:
+        """The size of the blob of which this range was asked. Raises BrokenAnswer for another."""
+        if self.status == 200:
+            if start:
+                raise BrokenAnswer("the whole blob instead of a range")
+            return len(self.body)
+        match = _CONTENT_RANGE.fullmatch(self.fields.get("content-range", ""))
+        if match is None:
+            raise BrokenAnswer("a range that does not say which")
+        first, last, total = map(int, match.groups())
+        expected = min(stop, total) - start
+        if first != start or last + 1 - first != expected or len(self.body) != expected:
+            raise BrokenAnswer(f"bytes {first}-{last} of {total}, {len(self.body)} in all")
+        return total
 
     def version(self) -> Version:
         """Raises ValueError when the answer names no version."""

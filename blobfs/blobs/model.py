@@ -55,6 +55,7 @@ class BlobInfo:
     archive_status: str = ""
     copy_id: str = ""
     copy_status: str = ""
+    snapshot: str = ""  # its time, when this is one; only a listing that asks for them has any
 
     @property
     def version(self) -> Version:
