@@ -4,7 +4,7 @@ The format is in `recovery`. A file is removed only after the service has shown 
 content; until then every step can be cut short and done again:
 
 - one process at a time works on a file, by a lock that ends with the process;
-- content that is stored already is known by its `encryptiondata`, which belongs to one commit;
+- content that is stored already is known by its seal, which belongs to one commit;
 - a conflict copy is named after the recovery file, so that there is one however often it is tried;
 - ranges that are unknown are filled in on disk first, in a file that takes the old one's place.
 """
@@ -35,6 +35,7 @@ from blobfs.envelope import (
     check_seal,
     open_body,
     sealed_size,
+    split_standby,
 )
 from blobfs.errors import (
     AlreadyExists,
@@ -75,8 +76,9 @@ class RecoveryFile:
     properties: Properties
 
     @property
-    def encryption_data(self) -> str:
-        return self.properties.metadata[METADATA_KEY]
+    def seal(self) -> str:
+        """Made under the content key, it belongs to one commit, whatever key wraps that key."""
+        return self.properties.metadata[SEAL_KEY]
 
     @property
     def aside(self) -> str:
@@ -251,6 +253,7 @@ class Recovery:
             _remove(file.path)
             return f"was stored already, as {name!r}"
         await self._verify(file, descriptor)
+        file = await self._wrapped_for_others(file)
         for _ in range(_TRIES):
             current = await self._head(file.name)
             etag = "" if current is None else current.etag
@@ -272,6 +275,16 @@ class Recovery:
         if target == file.name:
             return f"stored as {target!r}"
         return f"stored beside the version that others made, as {target!r}"
+
+    async def _wrapped_for_others(self, file: RecoveryFile) -> RecoveryFile:
+        """In the standby form (FORMAT.md section 3) only blobfs could read it."""
+        data = EncryptionData.parse(file.properties.metadata[METADATA_KEY])
+        if split_standby(data.wrapped) is None:
+            return file
+        wrapped = await self._keyring.wrap(await self._keyring.unwrap(data.wrapped))
+        value = replace(data, wrapped=wrapped).serialize()
+        metadata = {**file.properties.metadata, METADATA_KEY: value}
+        return replace(file, properties=replace(file.properties, metadata=metadata))
 
     async def _commit(
         self, target: str, etag: str, properties: Properties, file: RecoveryFile, descriptor: int
@@ -435,7 +448,7 @@ def _block_ids(file: RecoveryFile, count: int) -> list[str]:
     """As long as those of `writer`, whose blocks a failed close may have left uncommitted: a blob
     has ids of one length. The same each time, so that an upload that was cut short is staged
     over, and no other content's."""
-    mark = hashlib.sha256(file.encryption_data.encode()).hexdigest()[:16]
+    mark = hashlib.sha256(file.seal.encode()).hexdigest()[:16]
     return [base64.b64encode(f"blobfs-{mark}-{n:08d}".encode()).decode() for n in range(count)]
 
 
@@ -450,5 +463,5 @@ def _is_stored(info: BlobInfo | None, file: RecoveryFile) -> bool:
     return (
         info is not None
         and info.size == file.blob_size
-        and value_of(info.metadata, METADATA_KEY) == file.encryption_data
+        and value_of(info.metadata, SEAL_KEY) == file.seal
     )

@@ -188,7 +188,7 @@ def test_what_cannot_be_rewritten_is_listed_with_the_reason_and_stays_as_it_was(
         "archived": "archive tier",
         "snapshot": "snapshot ",
         "cut": "",
-        "unknown": "no key 'local:other'",
+        "unknown": "none of the mount's keys is 'local:other'",
         "append": "AppendBlob",
     }
     said = Upkeep(azurite, container, tmp_path, KEK).run("reencrypt", status=4)

@@ -270,7 +270,7 @@ def test_what_cannot_be_rekeyed_is_listed_with_the_reason_and_the_rest_is_done(
     for name, key, reason in (
         ("leased", "local:old", "LeaseIdMissing"),
         ("snapshot", "local:old", "cannot be changed"),
-        ("unknown", "local:other", "no key 'local:other'"),
+        ("unknown", "local:other", "none of the mount's keys is 'local:other'"),
     ):
         (line,) = (line for line in report.splitlines() if f"/{name}: " in line)
         assert line.startswith(f"left under '{key}': ")
@@ -316,7 +316,7 @@ class Meddling(Keyring):
     """Something happens the first time that a key is unwrapped: between listing and change."""
 
     def __init__(self, keyring: Keyring, event: object) -> None:
-        super().__init__(keyring._keys)
+        self.__dict__.update(keyring.__dict__)
         self._event = event
 
     async def unwrap(self, wrapped: WrappedKey) -> bytes:
@@ -423,10 +423,15 @@ async def test_a_token_that_is_revoked_meanwhile_ends_the_pass_after_its_summary
 
 
 class Lying(Keyring):
-    """Wraps something else than it is given."""
+    """Wraps something else than it is given, and remembers what it was given."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self.__dict__.update(keyring.__dict__)
 
     async def wrap(self, payload: bytes) -> WrappedKey:
-        return await super().wrap(secrets.token_bytes(len(payload)))
+        wrapped = await super().wrap(secrets.token_bytes(len(payload)))
+        self._remember(wrapped, payload)
+        return wrapped
 
 
 async def test_nothing_is_changed_when_the_new_key_does_not_give_back_what_it_wraps(
@@ -436,7 +441,7 @@ async def test_nothing_is_changed_when_the_new_key_does_not_give_back_what_it_wr
     upkeep = Upkeep(azurite, container, tmp_path, NEW, OLD)
     options = parse_source(upkeep.source, [upkeep.options], now=datetime.now(UTC))
     async with open_session(options) as session:
-        lying = replace(session, keyring=Lying(session.keyring._keys))
+        lying = replace(session, keyring=Lying(session.keyring))
         assert not await rekey(lying, Report("rekey"))
     assert "does not give back what it wraps" in capsys.readouterr().out
     assert download(encrypting(azurite, container, OLD), "file") == content(10)

@@ -126,7 +126,7 @@ class _Rekeying:
 
     async def _wrap(self, payload: bytes) -> WrappedKey:
         wrapped = await self._keyring.wrap(payload)
-        if not hmac.compare_digest(await self._keyring.unwrap(wrapped), payload):
+        if not hmac.compare_digest(await self._keyring.unwrap_anew(wrapped), payload):
             raise WrongKey(f"key {wrapped.key_id!r} does not give back what it wraps")
         return wrapped
 
