@@ -1,10 +1,17 @@
-"""The containers of a mount and the SAS token for each: from a file, or a directory of files."""
+"""The containers of a mount and the SAS token for each: from a file, a directory of files, or an
+external program."""
 
 import os
+import signal
 import stat
-from dataclasses import dataclass, replace
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+
+import trio
 
 from blobfs.errors import OptionError, SasError
 from blobfs.sas import Sas, check, redact, split_url, writable
@@ -12,16 +19,21 @@ from blobfs.source import Source
 
 SUFFIX = ".sas"
 
-_SAS_FILE_LIMIT = 64 * 1024  # a token is some 200 bytes, a connection string under 2 KiB
+COMMAND_TIME = 30.0
+"""Seconds that a sas_command may take."""
+
+_LONGEST = 64 * 1024  # a token is some 200 bytes, a connection string under 2 KiB
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """One container, or a folder in it, and the token for it; `file` is where that came from."""
+    """One container, or a folder in it, and the token for it; `file` or `command` is where that
+    came from, and where the next one will."""
 
     source: Source
     sas: Sas
-    file: Path | None
+    file: Path | None = None
+    command: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def may_write(self) -> bool:
@@ -39,7 +51,7 @@ def read_sas_file(path: Path) -> str:
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            content = file.read(_SAS_FILE_LIMIT + 1)
+            content = file.read(_LONGEST + 1)
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not a path"
         raise SasError(f"cannot read the sas_file {shown}: {reason}") from None
@@ -47,12 +59,62 @@ def read_sas_file(path: Path) -> str:
     if mode & (stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH):
         what = "written" if mode & (stat.S_IWGRP | stat.S_IWOTH) else "read"
         raise SasError(f"the sas_file {shown} can be {what} by others: chmod 600 it")
-    if len(content) > _SAS_FILE_LIMIT:
+    if len(content) > _LONGEST:
         raise SasError(f"the sas_file {shown} is too long to hold a SAS token")
     try:
         return content.decode("ascii")
     except UnicodeDecodeError:
         raise SasError(f"the sas_file {shown} is not plain ASCII text") from None
+
+
+async def ask_sas_command(command: Sequence[str]) -> str:
+    """What the program prints on its standard output. Raises SasError.
+
+    It runs without a shell, in a session of its own with nothing on its standard input, and is
+    killed with its process group when it takes over `COMMAND_TIME`, prints too much, or this is
+    cancelled. What it says on standard error goes where our own goes, never to the log. Messages
+    have its name and not its arguments, which may be secret.
+    """
+    name = f"the sas_command {redact(os.path.basename(command[0]))}"
+    try:
+        process = await trio.lowlevel.open_process(
+            list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+        )
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not a program"
+        raise SasError(f"{name} cannot be run: {reason}") from None
+    ended = False
+    output = bytearray()
+    assert process.stdout is not None
+    try:
+        with trio.fail_after(COMMAND_TIME):
+            async for chunk in process.stdout:
+                output += chunk
+                if len(output) > _LONGEST:
+                    raise SasError(f"{name} prints too much to be a SAS token")
+            status = await process.wait()
+        ended = True
+    except trio.TooSlowError:
+        raise SasError(f"{name} gave no token within {COMMAND_TIME:g} s and was ended") from None
+    finally:
+        with trio.CancelScope(shield=True):
+            if not ended:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+            await process.stdout.aclose()
+    if status != 0:
+        how = f"status {status}" if status > 0 else f"signal {-status}"
+        raise SasError(f"{name} gave no token: it ended with {how}")
+    try:
+        return output.decode("ascii")
+    except UnicodeDecodeError:
+        raise SasError(f"{name} prints something that is not plain ASCII text") from None
+
+
+def run_sas_command(command: Sequence[str]) -> str:
+    """As `ask_sas_command`, where no event loop runs yet."""
+    return trio.run(ask_sas_command, command)
 
 
 def token_for(source: Source, text: str) -> Sas:
@@ -79,7 +141,7 @@ def token_for(source: Source, text: str) -> Sas:
 
 
 def accesses_in(
-    directory: Path, endpoint: Source, *, now: datetime, read_only: bool
+    directory: Path, endpoint: Source, *, now: datetime | None, read_only: bool
 ) -> tuple[list[Access], list[str]]:
     """The containers of the account that have a usable `CONTAINER.sas` in `directory`, and what
     the user should be told of those and the others. Raises SasError when none is usable.

@@ -118,10 +118,21 @@ def put_key(metadata: dict[str, str], key: str, value: str | None) -> None:
         del metadata[found]
 
 
+def _lowered(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    """By lower-case key, as `value_of` finds them: to look up many keys, most of them absent."""
+    lowered: dict[str, str] = {}
+    for key, value in metadata.items():
+        lower = key.lower()
+        if key == lower or lower not in lowered:
+            lowered[lower] = value
+    return lowered
+
+
 def kind_of(metadata: Mapping[str, str], blob_size: int) -> Kind:
     """The file type of a blob. Only empty blobs are folders, nodes or sockets."""
+    lowered = _lowered(metadata)
     for key, kind in _KIND_KEYS.items():
-        if value_of(metadata, key) == "true" and (kind is Kind.SYMLINK or blob_size == 0):
+        if lowered.get(key) == "true" and (kind is Kind.SYMLINK or blob_size == 0):
             return kind
     return Kind.FILE
 
@@ -137,7 +148,7 @@ def _integer(text: str | None, valid: range, base: int = 10) -> int | None:
 
 
 def _permissions(metadata: Mapping[str, str]) -> int | None:
-    text = value_of(metadata, "permissions")
+    text = metadata.get("permissions")
     if text is None:
         return None
     octal = _is_amlfs(metadata) or (len(text) > 1 and text.startswith("0"))
@@ -161,14 +172,14 @@ def _seconds(moment: datetime) -> int:
 
 
 def _modification_time(metadata: Mapping[str, str]) -> int | None:
-    text = value_of(metadata, "modtime")
+    text = metadata.get("modtime")
     nanoseconds = _integer(text, _TIME_RANGE)
     if nanoseconds is not None:
         return nanoseconds
     try:
         if text is not None and _AMLFS_TIME.fullmatch(text):
             return _seconds(datetime.strptime(text, "%Y-%m-%d %H:%M:%S %z")) * _NS
-        rclone = _RFC3339.fullmatch(value_of(metadata, "mtime") or "")
+        rclone = _RFC3339.fullmatch(metadata.get("mtime", ""))
         if rclone:
             whole, fraction, zone = rclone.groups()
             moment = datetime.fromisoformat(whole + ("+00:00" if zone == "Z" else zone))
@@ -189,20 +200,21 @@ def read_attributes(
     metadata: Mapping[str, str], kind: Kind, last_modified_ns: int, defaults: Defaults
 ) -> Attributes:
     """The attributes that a blob of this kind and metadata is shown with."""
+    metadata = _lowered(metadata)
     mtime = _modification_time(metadata)
     if mtime is None:
         mtime = last_modified_ns
     ids = range(_MAX_ID + 1)
-    uid = _integer(value_of(metadata, "posix_owner") or value_of(metadata, "owner"), ids)
-    gid = _integer(value_of(metadata, "posix_group") or value_of(metadata, "group"), ids)
+    uid = _integer(metadata.get("posix_owner") or metadata.get("owner"), ids)
+    gid = _integer(metadata.get("posix_group") or metadata.get("group"), ids)
     mode = _permissions(metadata)
     if mode is None:
         mode = {Kind.DIRECTORY: defaults.dir_mode, Kind.SYMLINK: 0o777}.get(
             kind, defaults.file_mode
         )
-    atime = _integer(value_of(metadata, "posix_atime"), _TIME_RANGE)
-    ctime = _integer(value_of(metadata, "posix_ctime"), _TIME_RANGE)
-    rdev = _integer(value_of(metadata, "posix_rdev"), range(2**32))
+    atime = _integer(metadata.get("posix_atime"), _TIME_RANGE)
+    ctime = _integer(metadata.get("posix_ctime"), _TIME_RANGE)
+    rdev = _integer(metadata.get("posix_rdev"), range(2**32))
     return Attributes(
         kind=kind,
         mode=mode,

@@ -11,6 +11,7 @@ All drafts of a mount share a budget of memory; what is over it goes to the spoo
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Protocol
+from weakref import WeakSet
 
 from blobfs.envelope import BodyWriter
 from blobfs.spool import Slot, Spool
@@ -38,6 +39,12 @@ class PagePool:
         self._limit = limit
         self._used = 0
         self._pages: OrderedDict[tuple[int, int], tuple[Owner, int]] = OrderedDict()
+        self.drafts: WeakSet[Draft] = WeakSet()
+
+    @property
+    def largest_draft(self) -> int:
+        """Bytes of the largest file that is being changed."""
+        return max((draft.size for draft in self.drafts), default=0)
 
     @property
     def memory_used(self) -> int:
@@ -172,6 +179,7 @@ class Draft:
         self.front_to_back = base_size == 0
         self.is_over_ours = False
         self.failed_at = -1  # `changes` at the time of the last failed commit
+        pool.drafts.add(self)
 
     @property
     def bytes_held(self) -> int:
@@ -297,6 +305,7 @@ class Draft:
         """Let go of all memory and spool space."""
         self._pages.clear()
         self._discard_staged()
+        self._pool.drafts.discard(self)
 
     def _discard_staged(self) -> None:
         if self._staged is not None:

@@ -4,8 +4,10 @@
     ├── UsageError                bad options, token or key file: said before anything is mounted
     │   ├── OptionError
     │   ├── SasError
+    │   │   └── SasTimeError      expired or not yet valid, by the clock that was asked
     │   ├── KeyFileError
     │   └── NotMounted            there is no mount of blobfs at the path given
+    ├── RecoveryError             a recovery file cannot be stored, and is left as it is
     ├── NoStatus                  the daemon of a mount cannot be asked
     ├── MountRefused              the kernel or fusermount3 does not let us mount
     ├── PosixError                an operation that POSIX refuses; carries its errno
@@ -54,6 +56,10 @@ class SasError(UsageError):
     """The SAS token cannot be used for this mount."""
 
 
+class SasTimeError(SasError):
+    """The SAS token has expired or is not valid yet, by the clock that was asked."""
+
+
 class KeyFileError(UsageError):
     """The key file is missing, readable by others, malformed or lacks the key asked for."""
 
@@ -68,6 +74,10 @@ class NoStatus(BlobfsError):
 
 class MountRefused(BlobfsError):
     """The kernel or fusermount3 does not let us mount."""
+
+
+class RecoveryError(BlobfsError):
+    """A recovery file is incomplete, damaged, in use, or cannot be stored as it is."""
 
 
 class PosixError(BlobfsError):
@@ -173,6 +183,7 @@ ERRNO: dict[type[BlobfsError], int] = {
     UsageError: errno.EINVAL,
     NoStatus: errno.ECONNREFUSED,
     MountRefused: errno.EPERM,
+    RecoveryError: errno.EIO,
     NotFound: errno.ENOENT,
     AlreadyExists: errno.EEXIST,
     ConditionFailed: errno.ESTALE,

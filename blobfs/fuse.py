@@ -69,9 +69,8 @@ def _handler(
             seconds = deadline(self, *args)
             began = perf_counter()
             try:
-                with trio.fail_after(seconds):
+                with trio.move_on_after(seconds):
                     return await operation(self, *args, **kwargs)
-            except trio.TooSlowError:
                 code = self._failed(name, args, Unavailable(f"no answer within {seconds:g} s"))
             except Exception as exc:  # never BaseException: Cancelled must pass
                 code = self._failed(name, args, root_cause(exc))
@@ -93,8 +92,7 @@ def _short(self: "Operations", *args: object) -> float:
 
 def _upload(self: "Operations", *args: object) -> float:
     """For what may store a whole file: the time that the largest draft takes on a slow line."""
-    drafts = [node.draft.size for node in self._fs.inodes if node.draft is not None]
-    return self._timeout + max(drafts, default=0) / _SLOWEST_UPLOAD
+    return self._timeout + self._fs.store.pool.largest_draft / _SLOWEST_UPLOAD
 
 
 def _resize(self: "Operations", inode: int, attr: Any, fields: Any, *args: object) -> float:

@@ -128,6 +128,10 @@ class Keyring:
                 return flight.payload
             # Whoever made the call was cancelled: somebody else has to make it.
 
+    async def unwrap_anew(self, wrapped: WrappedKey) -> bytes:
+        """The same from the provider itself: to prove a wrap that nothing else would remember."""
+        return await self._ask(wrapped)
+
     async def content_key(self, data: EncryptionData) -> bytes:
         """The CEK of a blob's body. Raises Corrupt, too."""
         return unpack_cek(data.protocol, await self.unwrap(data.wrapped))

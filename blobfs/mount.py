@@ -13,13 +13,14 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyfuse3
 import trio
 
 from blobfs import control, logs
-from blobfs.access import Access
 from blobfs.attributes import Defaults, Kind, kind_of
 from blobfs.blobs import BlobInfo, Client, Container
 from blobfs.draft import PAGE, PagePool
@@ -30,6 +31,7 @@ from blobfs.errors import (
     MountRefused,
     NotFound,
     OptionError,
+    SasTimeError,
     TokenRefused,
     Unavailable,
     UsageError,
@@ -40,10 +42,13 @@ from blobfs.fs.store import ATTRIBUTE_DELAY
 from blobfs.fuse import Operations
 from blobfs.keyring import Keyring
 from blobfs.mountinfo import blobfs_at
+from blobfs.notify import notify
 from blobfs.options import MountOptions, kernel_options
+from blobfs.probing import granted
 from blobfs.reader import Reader, ReadPolicy
-from blobfs.sas import redact
-from blobfs.session import open_container, open_keyring
+from blobfs.renewal import Renewal
+from blobfs.sas import check, clock_note, redact, untimely
+from blobfs.session import open_keyring
 from blobfs.spool import Spool
 from blobfs.status import MountStatus
 from blobfs.writer import WritePolicy
@@ -160,15 +165,18 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
         Client(connections=options.connections) as client,
         trio.open_nursery() as nursery,
     ):
-        volumes = [_volume(client, access, options, keyring) for access in options.accesses]
+        tokens = [Renewal(client, access, patience=options.timeout) for access in options.accesses]
         try:
             with trio.fail_after(options.timeout):
-                markers = [await _check_source(v.container, v.prefix) for v in volumes]
+                markers = [await _check_source(client, token) for token in tokens]
+                volumes = [await _volume(token, options, keyring) for token in tokens]
         except trio.TooSlowError:
             raise Unavailable(
                 f"{options.source.display} gave no answer within {options.timeout:g} s: "
                 "check the name and the network"
             ) from None
+        if not any(volume.writable for volume in volumes):
+            options = replace(options, read_only=True)
         if not options.read_only:
             await keyring.probe()
         pool = PagePool(spool, options.buffer_size)
@@ -177,7 +185,13 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
             fs.store.take_up(fs.store.inodes.root, markers[0])
         operations = Operations(fs, options.timeout)
         status = MountStatus(
-            options, lambda: options.accesses, keyring, client, pool, fs, operations
+            options,
+            lambda: [token.access for token in tokens],
+            keyring,
+            client,
+            pool,
+            fs,
+            operations,
         )
         if options.metrics is not None:
             from blobfs.prometheus import Endpoint  # 0.1 s that other mounts need not wait
@@ -188,7 +202,9 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
         try:
             nursery.start_soon(_end_on_signal)
             nursery.start_soon(_save_attributes, fs)
-            nursery.start_soon(_announce, options, status, nursery, ready)
+            for token in tokens:
+                nursery.start_soon(token.watch)
+            nursery.start_soon(_announce, options, status, tokens, nursery, ready)
             await pyfuse3.main(max_tasks=MAX_TASKS)
             unmounted = not _is_mounted(options.mountpoint)
         finally:
@@ -211,17 +227,25 @@ def _init(operations: Operations, options: MountOptions) -> None:
         ) from None
 
 
-async def _check_source(container: Container, prefix: str) -> BlobInfo | None:
+async def _check_source(client: Client, token: Renewal) -> BlobInfo | None:
     """The marker of the folder to be mounted, if it has one.
 
     Raises what the service says, or OptionError when the folder is not there.
     """
+    # Not the token's own container: there is nobody yet who could wait for another token.
+    container = Container(client, token.container.url, token.token)
+    prefix = token.access.source.prefix
     try:
         page = await container.list(prefix and prefix + "/", max_results=1)
     except NotFound:
         raise NotFound(
             f"{container.url} does not exist: check the names, or make the container first"
         ) from None
+    except TokenRefused:
+        if problem := untimely(token.access.sas, token.now()):
+            note = clock_note(client.clock_skew)
+            raise SasTimeError(f"{problem}; {note}" if note else problem) from None
+        raise
     if not prefix:
         return None
     try:
@@ -239,12 +263,26 @@ async def _check_source(container: Container, prefix: str) -> BlobInfo | None:
     return None
 
 
-def _volume(client: Client, access: Access, options: MountOptions, keyring: Keyring) -> Volume:
+async def _volume(token: Renewal, options: MountOptions, keyring: Keyring) -> Volume:
+    """Raises SasError when a stored access policy does not give what a mount needs."""
+    source, sas = token.access.source, token.access.sas
+    rights = sas.permissions
+    if rights is None:
+        rights = await granted(token.container, source.prefix)
+        known = replace(sas, permissions=rights)
+        for note in check(
+            known,
+            now=None,
+            scheme=source.scheme,
+            prefix=source.prefix,
+            read_only=options.read_only,
+        ):
+            print(f"blobfs: {note}", file=sys.stderr)
     return Volume(
-        open_container(client, access),
-        access.source.prefix,
-        writable=not options.read_only and access.may_write and keyring.can_write,
-        may_tag=access.may_tag,
+        token.container,
+        source.prefix,
+        writable=not options.read_only and "w" in rights and keyring.can_write,
+        may_tag="t" in rights,
     )
 
 
@@ -302,13 +340,24 @@ def _build(
 
 
 async def _announce(
-    options: MountOptions, status: MountStatus, nursery: trio.Nursery, ready: Callable[[], None]
+    options: MountOptions,
+    status: MountStatus,
+    tokens: list[Renewal],
+    nursery: trio.Nursery,
+    ready: Callable[[], None],
 ) -> None:
-    """Once the mount answers, and its status socket, say so."""
+    """Once the mount and its status socket answer, say so, and until when its tokens are valid."""
     root = await trio.to_thread.run_sync(os.stat, options.mountpoint, abandon_on_cancel=True)
     _raise_read_ahead(root.st_dev)
     await nursery.start(control.serve, root.st_dev, status.answer)
     log.info("mounted %s on %s", options.source.display, options.mountpoint)
+    if note := clock_note(status.client.clock_skew):
+        log.warning("%s: expiry is judged by the service's", note)
+    for token in tokens:
+        log.info("%s", token.expiry_line())
+    # The first to end is what systemd shows.
+    first = min(tokens, key=lambda token: token.expiry or datetime.max.replace(tzinfo=UTC))
+    notify(f"STATUS={first.expiry_line()}")
     ready()
 
 

@@ -18,6 +18,9 @@ MAX_SEGMENT_BYTES = 255
 HIDDEN_PREFIX = ".blobfs-hidden-"
 """Blobs of files that were unlinked or replaced while open; never shown, never creatable."""
 
+REENCRYPT_PREFIX = HIDDEN_PREFIX + "reencrypt-"
+"""Blobs that `blobfs reencrypt` has written and is checking before they replace the original."""
+
 _UNSTORABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\\\ufffe\uffff]")
 
 

@@ -8,14 +8,14 @@ import difflib
 import itertools
 import os
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from blobfs.access import Access, accesses_in, read_sas_file, token_for
+from blobfs import values
+from blobfs.access import Access, accesses_in, read_sas_file, run_sas_command, token_for
 from blobfs.address import Address, parse_address
 from blobfs.errors import OptionError
 from blobfs.logs import LEVELS
@@ -24,103 +24,6 @@ from blobfs.source import EXAMPLE, Source, split_source
 
 REGION_SIZE_2_0 = 4 * 1024 * 1024
 """The one region length that writers of protocol 2.0 use."""
-
-# --- values ----------------------------------------------------------------------------------
-# Each takes the text after `=` and raises ValueError with what it should have been.
-
-
-def _size(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
-    if not match:
-        raise ValueError("a size in bytes, as in 65536, 64K, 16M or 2G (K is 1024)")
-    return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
-
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)", text)
-    if not match:
-        raise ValueError("a time in seconds, as in 10, 0.5, 30s, 5m or 1h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-def _timeout(text: str) -> float:
-    seconds = _seconds(text)
-    if seconds < 1:
-        raise ValueError("at least one second")
-    return seconds
-
-
-def _region_size(text: str) -> int:
-    size = _size(text)
-    if not 16 <= size <= 1024**3:  # what the Java SDK writes and every SDK reads
-        raise ValueError("a size from 16 bytes to 1G")
-    return size
-
-
-def _mode(text: str) -> int:
-    if not re.fullmatch(r"0?[0-7]{1,4}", text):
-        raise ValueError("permission bits in octal, as in 0644")
-    return int(text, 8)
-
-
-def _id(text: str) -> int:
-    # 2**32 - 1 is (uid_t) -1, which chown(2) takes for "leave as it is".
-    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) >= 2**32 - 1:
-        raise ValueError("a numeric id")
-    return int(text)
-
-
-def _connections(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= 1024:
-        raise ValueError("a number from 1 to 1024")
-    return int(text)
-
-
-def _list_page(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= 5000:
-        raise ValueError("a number from 1 to 5000")
-    return int(text)
-
-
-def _path(text: str) -> Path:
-    """Absolute, since the daemon leaves the directory that it was started in."""
-    try:
-        return Path(text).expanduser().absolute()
-    except RuntimeError:
-        raise ValueError("a path; there is no home directory for its ~") from None
-
-
-def _words(text: str) -> tuple[str, ...]:
-    """A command as a shell would split it; nothing else of a shell."""
-    try:
-        words = tuple(shlex.split(text))
-    except ValueError:
-        words = ()
-    if not words:
-        raise ValueError("a program and its arguments, with any quotes closed")
-    return words
-
-
-def _choice(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"one of {', '.join(choices)}")
-        return text
-
-    return parse
-
-
-def _default_spool_dir() -> Path:
-    """Where files survive a reboot, since close may leave recovery files there."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/blobfs")
-    state, home = os.environ.get("XDG_STATE_HOME", ""), os.environ.get("HOME", "")
-    if state.startswith("/"):  # the XDG specification has relative paths ignored
-        return Path(state, "blobfs")
-    if home.startswith("/"):
-        return Path(home, ".local/state/blobfs")
-    return Path(f"/var/tmp/blobfs-{os.geteuid()}")
-
 
 # --- the table -------------------------------------------------------------------------------
 
@@ -166,18 +69,28 @@ class MountOptions:
         default=None, metadata=_option(str, "", "the container SAS itself; prefer sas_file")
     )
     sas_file: Path | None = field(
-        default=None, metadata=_option(_path, "", "file with the SAS, not readable by others")
+        default=None, metadata=_option(values.path, "", "file with the SAS, not readable by others")
     )
     sas_dir: Path | None = field(
         default=None,
-        metadata=_option(_path, "", "directory of CONTAINER.sas files: mounts all of these"),
+        metadata=_option(values.path, "", "directory of CONTAINER.sas files: mounts all of these"),
+    )
+    sas_command: tuple[str, ...] = field(
+        default=(),
+        repr=False,
+        metadata=_option(
+            values.command, "", "program, with arguments, that prints the SAS; no shell"
+        ),
     )
     key_file: Path | None = field(
         default=None,
-        metadata=_option(_path, "", "file with the keys: a JSON Web Key Set, or an RSA key in PEM"),
+        metadata=_option(
+            values.path, "", "file with the keys: a JSON Web Key Set, or an RSA key in PEM"
+        ),
     )
     key_passphrase_file: Path | None = field(
-        default=None, metadata=_option(_path, "", "file with the passphrase of a PEM key_file")
+        default=None,
+        metadata=_option(values.path, "", "file with the passphrase of a PEM key_file"),
     )
     key_vault: str | None = field(
         default=None,
@@ -187,67 +100,76 @@ class MountOptions:
         default=None, metadata=_option(str, "", "NAME or NAME:ARGUMENT of a package's key provider")
     )
     key_command: tuple[str, ...] | None = field(
-        default=None, metadata=_option(_words, "", "program that wraps and unwraps keys")
+        default=None, metadata=_option(values.words, "", "program that wraps and unwraps keys")
     )
     key_command_timeout: float | None = field(
-        default=None, metadata=_option(_timeout, "half of timeout", "longest run of key_command")
+        default=None,
+        metadata=_option(values.timeout, "half of timeout", "longest run of key_command"),
     )
     key_id: str | None = field(
         default=None,
         metadata=_option(str, "", "the key that wraps; else the first of the file, see Keys"),
     )
     protocol: str = _value(
-        _choice("1.0", "2.0", "2.1"), "2.1", "client-side encryption protocol to write"
+        values.choice("1.0", "2.0", "2.1"), "2.1", "client-side encryption protocol to write"
     )
     region_size: int = _value(
-        _region_size, "64K", "bytes encrypted as one region by protocol 2.1 (2.0 has always 4M)"
+        values.region_size,
+        "64K",
+        "bytes encrypted as one region by protocol 2.1 (2.0 has always 4M)",
     )
     min_protocol: str = _value(
-        _choice("1.0", "2.0", "2.1"), "1.0", "oldest protocol to read; older blobs give EACCES"
+        values.choice("1.0", "2.0", "2.1"),
+        "1.0",
+        "oldest protocol to read; older blobs give EACCES",
     )
     require_encryption: bool = _flag(True, "refuse to read blobs that are not encrypted")
     require_seal: bool = _flag(False, "refuse to read encrypted blobs without blobfs's seal")
     read_only: bool = _flag(False, "mount read-only", name="ro")
     uid: int = field(
         default_factory=os.getuid,
-        metadata=_option(_id, "the mounting user", "owner of files that store none"),
+        metadata=_option(values.numeric_id, "the mounting user", "owner of files that store none"),
     )
     gid: int = field(
         default_factory=os.getgid,
-        metadata=_option(_id, "its group", "group of files that store none"),
+        metadata=_option(values.numeric_id, "its group", "group of files that store none"),
     )
-    file_mode: int = _value(_mode, "0644", "mode of files that store none")
-    dir_mode: int = _value(_mode, "0755", "mode of directories that store none")
-    umask: int = _value(_mode, "0000", "bits taken off file_mode and dir_mode")
+    file_mode: int = _value(values.mode, "0644", "mode of files that store none")
+    dir_mode: int = _value(values.mode, "0755", "mode of directories that store none")
+    umask: int = _value(values.mode, "0000", "bits taken off file_mode and dir_mode")
     allow_other: bool = _flag(False, "let other users in, as the modes permit")
     metadata_ttl: float = _value(
-        _seconds, "10s", "how long attributes and listings are served from memory"
+        values.seconds, "10s", "how long attributes and listings are served from memory"
     )
-    cache_size: int = _value(_size, "64M", "memory for decrypted regions")
-    readahead: int = _value(_size, "16M", "most bytes read ahead for one open file")
-    buffer_size: int = _value(_size, "64M", "memory for bytes not yet stored, before the spool")
+    cache_size: int = _value(values.size, "64M", "memory for decrypted regions")
+    readahead: int = _value(values.size, "16M", "most bytes read ahead for one open file")
+    buffer_size: int = _value(
+        values.size, "64M", "memory for bytes not yet stored, before the spool"
+    )
     spool_dir: Path = field(
-        default_factory=_default_spool_dir,
+        default_factory=values.default_spool_dir,
         metadata=_option(
-            _path,
+            values.path,
             "/var/lib/blobfs, or ~/.local/state/blobfs",
             "directory for encrypted spool and recovery files",
         ),
     )
-    spool_size: int = _value(_size, "1T", "most bytes in the spool; ENOSPC beyond")
-    list_page: int = _value(_list_page, "5000", "most entries asked for in one listing request")
-    connections: int = _value(_connections, "16", "most requests to the service at once")
-    timeout: float = _value(_timeout, "60s", "deadline of one operation, retries included")
+    spool_size: int = _value(values.size, "1T", "most bytes in the spool; ENOSPC beyond")
+    list_page: int = _value(
+        values.list_page, "5000", "most entries asked for in one listing request"
+    )
+    connections: int = _value(values.connections, "16", "most requests to the service at once")
+    timeout: float = _value(values.timeout, "60s", "deadline of one operation, retries included")
     on_conflict: str = _value(
-        _choice("keep", "overwrite"),
+        values.choice("keep", "overwrite"),
         "keep",
         "when another client changed the file meanwhile: keep both, or overwrite",
     )
     log_level: str = _value(
-        _choice(*LEVELS), "info", "least severity that is logged; blobfs status changes it"
+        values.choice(*LEVELS), "info", "least severity that is logged; blobfs status changes it"
     )
     log_file: Path | None = field(
-        default=None, metadata=_option(_path, "", "file to log to; else the system log")
+        default=None, metadata=_option(values.path, "", "file to log to; else the system log")
     )
     metrics: Address | None = field(
         default=None,
@@ -351,7 +273,7 @@ def _is_known(name: str) -> bool:
 
 def _collect(texts: Sequence[str], *, sloppy: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Field of MountOptions -> parsed value, and the options for libfuse. The last one wins."""
-    values: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     fuse: dict[str, str] = {}
     for name, text in itertools.chain.from_iterable(map(split_options, texts)):
         if not _is_known(name):
@@ -367,16 +289,16 @@ def _collect(texts: Sequence[str], *, sloppy: bool) -> tuple[dict[str, Any], tup
         if option.parse is None:
             if text is not None:
                 raise OptionError(f"the option {name} takes no value")
-            values[target] = flag == name
+            given[target] = flag == name
         elif not text:
             raise OptionError(f"the option {name} needs a value: write {name}=…")
         else:
             try:
-                values[target] = option.parse(text)
+                given[target] = option.parse(text)
             except ValueError as exc:
                 shown = redact(repr(text))
                 raise OptionError(f"the option {name}={shown} is wrong: write {exc}") from None
-    return values, tuple(fuse.values())
+    return given, tuple(fuse.values())
 
 
 def _unknown(name: str) -> OptionError:
@@ -390,13 +312,19 @@ def _unknown(name: str) -> OptionError:
 
 
 def parse_mount(
-    source: str, mountpoint: str, options: Sequence[str], *, now: datetime, sloppy: bool = False
+    source: str,
+    mountpoint: str,
+    options: Sequence[str],
+    *,
+    now: datetime | None,
+    sloppy: bool = False,
 ) -> MountOptions:
     """The mount that `source`, `mountpoint` and the texts of all `-o` ask for.
 
-    Reads the `sas_file`, if there is one, and nothing else. A key must be named unless the
-    mount is read-only and `norequire_encryption`, as whatever is written is encrypted. `sloppy`
-    passes over options that nobody knows, as mount(8) asks for with -s. Raises
+    Reads the `sas_file` or runs the `sas_command`, if there is one, and nothing else. A key must
+    be named unless the mount is read-only and `norequire_encryption`, as whatever is written is
+    encrypted. `now` None leaves it to the service whether the token is valid at this time.
+    `sloppy` passes over options that nobody knows, as mount(8) asks for with -s. Raises
     OptionError or SasError, each with one line to show.
     """
     if not mountpoint:
@@ -406,16 +334,18 @@ def parse_mount(
 
 
 def parse_source(
-    source: str, options: Sequence[str], *, now: datetime, sloppy: bool = False
+    source: str, options: Sequence[str], *, now: datetime | None, sloppy: bool = False
 ) -> MountOptions:
     """The same for commands that work on the containers without mounting them."""
     where, token = split_source(source)
-    values, fuse_options = _collect(options, sloppy=sloppy)
-    text = values.pop("sas", None)
-    sas_file, sas_dir = values.get("sas_file"), values.get("sas_dir")
-    if sum(given is not None for given in (token, text, sas_file, sas_dir)) != 1:
+    given, fuse_options = _collect(options, sloppy=sloppy)
+    text = given.pop("sas", None)
+    sas_file, sas_dir = given.get("sas_file"), given.get("sas_dir")
+    sas_command = given.get("sas_command")
+    if sum(given is not None for given in (token, text, sas_file, sas_dir, sas_command)) != 1:
         raise OptionError(
-            "give the SAS token once: as sas_file=, as sas=, in the source, or in a sas_dir="
+            "give the SAS token once: as sas_file=, as sas_command=, as sas=, in the source, or in "
+            "a sas_dir="
         )
     if (sas_dir is None) != bool(where.container):
         raise OptionError(
@@ -424,6 +354,8 @@ def parse_source(
         )
     if sas_file is not None:
         text = read_sas_file(sas_file)
+    if sas_command is not None:
+        text = run_sas_command(sas_command)
     if text is not None:
         token = token_for(where, text)
     chosen = MountOptions(
@@ -431,13 +363,13 @@ def parse_source(
         mountpoint=Path("/"),
         fuse_options=fuse_options,
         sas=token,
-        **values,
+        **given,
     )
     if sas_dir is not None:
         accesses, notes = accesses_in(sas_dir, where, now=now, read_only=chosen.read_only)
     else:
         assert token is not None
-        accesses = [Access(where, token, sas_file)]
+        accesses = [Access(where, token, sas_file, sas_command or ())]
         notes = check(
             token, now=now, scheme=where.scheme, prefix=where.prefix, read_only=chosen.read_only
         )
@@ -450,7 +382,7 @@ def parse_source(
         dir_mode=chosen.dir_mode & ~chosen.umask,
     )
     if chosen.protocol != "2.1":
-        if "region_size" in values and (chosen.protocol, chosen.region_size) != (
+        if "region_size" in given and (chosen.protocol, chosen.region_size) != (
             "2.0",
             REGION_SIZE_2_0,
         ):

@@ -25,6 +25,7 @@ from blobfs.envelope import (
     SEAL_KEY,
     BodyReader,
     EncryptionData,
+    Layout,
     Protocol,
     check_seal,
     open_body,
@@ -152,9 +153,9 @@ class Reader:
         value = value_of(info.metadata, METADATA_KEY)
         if value is None:
             return info.size
-        data = EncryptionData.parse(value)
-        if data.protocol is not Protocol.V1_0:
-            return plain_size(data, info.size)
+        layout = Layout.parse(value)
+        if layout.protocol is not Protocol.V1_0:
+            return plain_size(layout, info.size)
         if info.blob_type == "PageBlob":
             return info.size
         seal = value_of(info.metadata, SEAL_KEY)

@@ -168,7 +168,8 @@ class Strict(httpx.AsyncBaseTransport):
     ) -> httpx.Response | None:
         if parameters.get("comp") != "block":
             return None
-        if request.headers["content-length"] == "0":
+        is_empty = request.headers["content-length"] == "0"
+        if is_empty != ("x-ms-copy-source" in request.headers):  # Put Block From URL has no body
             return error(400, "InvalidHeaderValue", "Content-Length")
         length = len(base64.b64decode(parameters["blockid"], validate=True))
         if length > 64 or self._id_lengths.setdefault(path, length) != length:

@@ -6,6 +6,7 @@ from blobfs.blobs.documents import (
     MalformedXML,
     block_list_document,
     parse_listing,
+    parse_staged_blocks,
     parse_tags,
     tags_document,
 )
@@ -149,3 +150,23 @@ def test_a_block_list_names_its_blocks_in_order() -> None:
 def test_what_is_no_http_date_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_date(text)
+
+
+def test_a_snapshot_in_a_listing_tells_its_time() -> None:
+    entry = ENTRY.format(name="a", value="v")
+    snapshot = entry.replace("</Name>", "</Name><Snapshot>2024-11-22T06:36:00.1Z</Snapshot>", 1)
+    snapshots = [info.snapshot for info in parse_listing(listing(snapshot + entry)).blobs]
+    assert snapshots == ["2024-11-22T06:36:00.1Z", ""]
+
+
+def test_staged_blocks_are_told_with_their_sizes_and_without_committed_ones() -> None:
+    block = "<Block><Name>{}</Name><Size>{}</Size></Block>"
+    document = (
+        f"<BlockList><CommittedBlocks>{block.format('QQ==', 1)}</CommittedBlocks>"
+        f"<UncommittedBlocks>{block.format('Qg==', 20)}{block.format('Qw==', 300)}"
+        "</UncommittedBlocks></BlockList>"
+    )
+    assert parse_staged_blocks(document.encode()) == {"Qg==": 20, "Qw==": 300}
+    assert parse_staged_blocks(b"<BlockList/>") == {}
+    with pytest.raises(ValueError, match="invalid literal"):
+        parse_staged_blocks(document.replace("300", "").encode())

@@ -258,3 +258,35 @@ async def test_the_clocks_are_compared() -> None:
     assert client.clock_skew is None
     await Container(client, "https://account/box", lambda: "sig=x").head("a")
     assert client.clock_skew == pytest.approx(3600, abs=2)
+
+
+async def test_a_write_in_doubt_is_still_in_doubt_after_its_token_was_renewed(
+    autojump_clock: MockClock,
+) -> None:
+    """Its answer was lost, then the token had expired; what is there now is ours."""
+    marked = answer(200, **{"x-ms-meta-commit": "ours", "Content-Length": "0"})
+    script = Script(
+        httpx.ReadError("reset"),
+        error(403, "AuthenticationFailed"),
+        error(412, "ConditionNotMet"),
+        marked,
+    )
+    tokens = ["sig=old", "sig=new"]
+    refused = []
+
+    async def renew(token: str) -> bool:
+        refused.append(tokens.pop(0))
+        return token == refused[0]
+
+    client = Client(transport=script, rng=random.Random(1))
+    box = Container(client, "https://account/box", lambda: tokens[0], renew)
+    version = await box.put(
+        "a", b"", metadata={"commit": "ours"}, headers=ContentHeaders(), if_match="0"
+    )
+    assert version.etag == "0x1"
+    assert [request.url.raw_path[-3:] for request in script.requests] == [
+        b"old",
+        b"old",
+        b"new",
+        b"new",
+    ]

@@ -208,6 +208,40 @@ async def test_staged_blocks_become_the_blob_in_the_order_of_the_list(
         assert info.headers.content_type == HEADERS.content_type
 
 
+async def test_blocks_of_another_blob_are_staged_at_the_service_and_seen_after_the_commit(
+    azurite: Azurite, container: str
+) -> None:
+    async with opened(azurite, container) as box:
+        source = await box.put("source", b"0123456789", metadata={}, headers=HEADERS)
+        for number, (start, stop) in enumerate(((7, 10), (0, 2))):
+            await box.put_block_from(
+                "a", block_id(number), "source", start, stop, source_etag=source.etag
+            )
+        assert await box.staged_blocks("a") == {block_id(0): 3, block_id(1): 2}
+        await box.put_block_list("a", [block_id(0), block_id(1)], metadata=CEK, headers=HEADERS)
+        assert (await box.get("a", 0, 100))[1] == b"78901"
+        assert await box.staged_blocks("a") == {}
+        with pytest.raises(ConditionFailed):
+            await box.put_block_from("a", block_id(0), "source", 0, 1, source_etag="0x1")
+        assert (await box.head("a")).copy_id == ""  # so no token is kept with it
+
+
+async def test_snapshots_and_blobs_of_staged_blocks_are_listed_when_asked_for(
+    azurite: Azurite, container: str
+) -> None:
+    async with opened(azurite, container) as box:
+        await box.put("a", b"x", metadata={}, headers=HEADERS)
+        azurite.sdk(container).get_blob_client("a").create_snapshot()
+        await box.put_block("b", block_id(0), b"x")
+        assert [info.name for info in (await box.list("")).blobs] == ["a"]
+        more = await box.list("", delimiter="", include="metadata,snapshots,uncommittedblobs")
+        assert sorted((info.name, bool(info.snapshot)) for info in more.blobs) == [
+            ("a", False),
+            ("a", True),
+            ("b", False),
+        ]
+
+
 async def test_a_large_body_comes_back_as_it_was(azurite: Azurite, container: str) -> None:
     body = bytes(range(256)) * (5 << 12)
     async with opened(azurite, container) as box:

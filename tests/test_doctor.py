@@ -282,8 +282,8 @@ async def test_a_token_that_ends_soon_or_cannot_write(
     patient.token = azurite.sas(container, permissions="rl", expiry=timedelta(hours=1))
     findings = await patient.examined()
     assert findings.is_well
-    assert (states(findings)["token"], states(findings)["rights"]) == ("warning", "warning")
-    assert "mounted read-only: the token lacks w, d" in texts(findings, "rights")
+    assert (states(findings)["token"], states(findings)["note"]) == ("warning", "warning")
+    assert "mounted read-only: the token lacks w, d" in texts(findings, "note")
 
 
 async def test_a_container_that_does_not_exist(

@@ -8,7 +8,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from blobfs import __version__
-from blobfs.envelope import EncryptionData, Protocol, WrappedKey, new_cek, pack_cek, unpack_cek
+from blobfs.envelope import (
+    EncryptionData,
+    Layout,
+    Protocol,
+    WrappedKey,
+    new_cek,
+    pack_cek,
+    unpack_cek,
+)
 from blobfs.errors import Corrupt, ProtocolRefused
 
 WRAPPED = WrappedKey("a key", "A256KW", bytes(range(48)))
@@ -179,3 +187,19 @@ def test_payload_gives_the_cek_back_to_its_own_protocol_only(protocol: Protocol)
 
 def test_two_ceks_are_never_the_same() -> None:
     assert len({new_cek() for _ in range(100)}) == 100
+
+
+@given(st.sampled_from([Protocol.V1_0, Protocol.V2_0, Protocol.V2_1]), st.binary(min_size=40))
+def test_a_layout_is_what_the_whole_value_says(protocol: Protocol, key: bytes) -> None:
+    region_length = 0 if protocol is Protocol.V1_0 else 4 * 1024 * 1024
+    iv = bytes(16) if protocol is Protocol.V1_0 else b""
+    value = EncryptionData(
+        protocol, WrappedKey("kid", "A256KW", key), region_length, iv
+    ).serialize()
+    assert Layout.parse(value) == (protocol, region_length)
+
+
+@pytest.mark.parametrize("broken", ["{}", '{"EncryptedKey": "AAAA"}', "", '"EncryptedKey":""'])
+def test_a_layout_is_not_made_up(broken: str) -> None:
+    with pytest.raises(Corrupt):
+        Layout.parse(broken)

@@ -542,8 +542,9 @@ def test_a_token_that_expires_on_the_way_is_EACCES_and_said_to_be(
     sas = generate_container_sas(azurite.account, container, azurite.key, policy_id="policy")
     azurite.signatures.add(signature(sas))
     with mounted(
-        azurite, container, tmp_path, "metadata_ttl=0", sas=sas, key_file=key_file
+        azurite, container, tmp_path, "metadata_ttl=0", "timeout=3", sas=sas, key_file=key_file
     ) as mount:
+        mount.expect_log("the service refuses the token; waiting up to 1 s for another one")
         (mount.path / "file").write_bytes(PLAIN)
         set_expiry(now - hour)
         with fails(mount, errno.EACCES, r"SAS token is expired"):

@@ -15,6 +15,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from blobfs.cli import main
 from blobfs.envelope import EncryptionData, WrappedKey, open_body
 from blobfs.errors import KeyRefused, KeyUnavailable, KeyUnknown, OptionError, WrongKey
 from blobfs.keyring import Keyring
@@ -335,6 +336,11 @@ def test_a_close_while_the_command_is_away_fails_and_keeps_the_bytes(
     keyring = Keyring(None, CommandProvider(command.split(), None))
     body = open_body(data, trio.run(keyring.content_key, data), end)
     assert bytes(body.decrypt(0, blob[:end])) == content(5000)
+    options = f"sas_file={mount.sas_file},key_command={script}"
+    assert main(["recover", "--spool-dir", str(kept.parent), "upload", "--all", "-o", options]) == 0
+    assert not kept.exists()
+    kek = AesKek(keycommand.KEY_ID, (tmp_path / "kms.key").read_bytes())
+    assert download(encrypting(azurite, container, kek), "file") == content(5000)
 
 
 @pytest.mark.mount

@@ -1,6 +1,7 @@
 """The source and the mount options: what is taken, what is refused, and in which words."""
 
 import os
+import shutil
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -304,6 +305,21 @@ def test_a_token_is_given_exactly_once(source: str, given_as: list[str]) -> None
         mount(*given_as, source=source, base=("key_file=/k",))
 
 
+def test_a_token_comes_from_a_command_without_a_shell() -> None:
+    chosen = mount(f"sas_command=echo '{TOKEN}'", base=("key_file=/k",))
+    assert chosen.accesses[0].sas.query == TOKEN
+    assert chosen.accesses[0].command == (shutil.which("echo"), TOKEN)
+    assert SIGNATURE not in repr(chosen)
+    with pytest.raises(SasError, match="not a SAS token"):
+        mount("sas_command=echo $HOME", base=("key_file=/k",))
+
+
+@pytest.mark.parametrize("command", ["no-such-program x", "echo 'unclosed"])
+def test_a_command_that_cannot_be_run_is_refused(command: str) -> None:
+    with pytest.raises(OptionError, match="write a program that can be run, and its arguments"):
+        mount(f"sas_command={command}", base=("key_file=/k",))
+
+
 @pytest.mark.parametrize(
     ("mode", "said"),
     [(0o604, "read"), (0o644, "read"), (0o620, "written"), (0o602, "written"), (0o666, "written")],
@@ -461,7 +477,8 @@ def test_each_option_sets_its_field(option: str, field: str, value: object) -> N
 
 def test_every_option_in_the_table_is_tested_above() -> None:
     marks = test_each_option_sets_its_field.pytestmark  # type: ignore[attr-defined]
-    tested = {field for _, field, _ in marks[0].args[1]} | {"sas", "sas_file", "sas_dir", "umask"}
+    tokens = {"sas", "sas_file", "sas_dir", "sas_command"}
+    tested = {field for _, field, _ in marks[0].args[1]} | tokens | {"umask"}
     assert tested == {field.name for field in fields(MountOptions) if field.metadata}
 
 

@@ -324,6 +324,77 @@ def test_describe_tells_the_kinds_of_token_apart() -> None:
     assert kind(token(ss="b", srt="c", sr=None)).startswith("account SAS")
 
 
+def test_describe_says_which_of_two_ends_counts() -> None:
+    rows = dict(sas.describe(sas.parse(token(skoid="x", ske="2026-06-02T12:00:00Z")), NOW))
+    assert rows["ske"] == "delegation key until 2026-06-02T12:00:00Z (for another 1 day)"
+    assert rows["se"].endswith("(the earlier end counts)")
+
+
+@pytest.mark.parametrize(
+    ("letters", "verdicts"),
+    [
+        ("rcwdlt", ["yes", "yes", "yes", "yes", "yes"]),
+        (
+            "rl",
+            [
+                "yes",
+                "yes",
+                "no, lacks w: the mount is read-only",
+                "no, lacks wd: they fail with EACCES",
+                "no, lacks t: a file that is rewritten loses its tags",
+            ],
+        ),
+        ("rcwl", ["yes", "yes", "yes", "no, lacks d: they fail with EACCES", None]),
+        ("wd", ["no, lacks l: no mount", "no, lacks r: no mount", "yes", "yes", None]),
+    ],
+)
+def test_what_a_mount_can_do_follows_from_the_letters(
+    letters: str, verdicts: list[str | None]
+) -> None:
+    said = [verdict for _, verdict in sas.abilities(frozenset(letters))]
+    assert [verdict for verdict, wanted in zip(said, verdicts, strict=True) if wanted] == [
+        wanted for wanted in verdicts if wanted
+    ]
+
+
+def test_what_a_mount_can_do_by_a_stored_policy_is_not_guessed() -> None:
+    assert all(verdict.startswith("unknown: needs") for _, verdict in sas.abilities(None))
+
+
+@pytest.mark.parametrize(
+    ("ways", "granted", "missing"),
+    [
+        (["w", "c"], "rl", "w or c"),
+        (["w", "c"], "rlc", "w"),
+        (["wt", "ct"], "rlw", "t"),
+        (["rw", "rc"], "l", "rw or rc"),
+        (["w"], "w", ""),
+    ],
+)
+def test_what_is_lacking_is_the_least_that_would_do(
+    ways: list[str], granted: str, missing: str
+) -> None:
+    assert sas.lacking(ways, frozenset(granted)) == missing
+    assert sas.lacking(ways, None) == ""
+
+
+def test_changes_tell_each_field_that_differs_but_the_signature() -> None:
+    old, new = (
+        sas.parse(token()),
+        sas.parse(token(sp="rl", se="2028-01-01", sig="A" + SIGNATURE[1:])),
+    )
+    assert sas.changes(old, new) == [
+        "sp racwdl → rl",
+        "se 2027-01-01T00:00:00Z → 2028-01-01T00:00:00Z",
+    ]
+
+
+def test_a_clock_that_is_off_is_said_from_a_minute_on() -> None:
+    assert sas.clock_note(59) == sas.clock_note(None) == ""
+    assert sas.clock_note(7200) == "this machine's clock is 2 hours behind the service's"
+    assert sas.clock_note(-90) == "this machine's clock is 1 minute ahead of the service's"
+
+
 def test_describe_says_when_a_token_is_not_valid() -> None:
     rows = dict(sas.describe(sas.parse(token(st="2026-06-03", se="2026-05-31T12:00Z")), NOW))
     assert rows["st"].endswith("(in 1 day)")
@@ -462,6 +533,23 @@ def test_create_agrees_with_the_sdk() -> None:
         },
     )
     assert dict(parse_qsl(ours)) == dict(parse_qsl(theirs))
+
+
+def test_create_makes_the_token_that_the_sdk_makes_string_for_string() -> None:
+    expiry = NOW + timedelta(hours=1)
+    theirs = generate_container_sas(
+        "acct", "cont", account_key=KEY, permission="racwdl", start=NOW, expiry=expiry
+    )
+    ours = sas.create(
+        "acct",
+        KEY,
+        "cont",
+        permissions="racwdl",
+        start=NOW,
+        expiry=expiry,
+        version=dict(parse_qsl(theirs))["sv"],
+    )
+    assert sorted(ours.split("&")) == sorted(theirs.replace("/", "%2F").split("&"))
 
 
 def test_a_made_token_can_be_mounted_with() -> None:

@@ -6,6 +6,7 @@
     failures    (status, x-ms-error-code) → exception, and what the message says
     operations  the operations used and the SAS permission each needs
     model       what the service says about a blob
+    packed      metadata as it is kept for blobs that nobody works on
     wire        names, metadata, headers and tags as they go over the wire
     documents   the service's XML documents
 
@@ -17,6 +18,7 @@ from blobfs.blobs.client import Client
 from blobfs.blobs.container import Container
 from blobfs.blobs.model import BlobInfo, ContentHeaders, Page, Version
 from blobfs.blobs.operations import UPLOADS, VERBS
+from blobfs.blobs.packed import PackedMetadata
 from blobfs.blobs.retry import RetryPolicy
 from blobfs.blobs.wire import METADATA_LIMIT, Buffer, metadata_size
 
@@ -29,6 +31,7 @@ __all__ = [
     "Client",
     "Container",
     "ContentHeaders",
+    "PackedMetadata",
     "Page",
     "RetryPolicy",
     "Version",

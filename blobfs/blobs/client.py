@@ -4,12 +4,14 @@ import email.utils
 import functools
 import logging
 import random
+import re
 import ssl
 import time
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -23,8 +25,9 @@ from blobfs.blobs.model import BlobInfo, Version, info_from_headers, parse_date,
 from blobfs.blobs.operations import Operation
 from blobfs.blobs.retry import RETRIED_STATUSES, RetryPolicy, Transient, persist
 from blobfs.blobs.transport import Body, SocketTransport
-from blobfs.errors import Rejected, ServiceError, Unavailable
+from blobfs.errors import Rejected, ServiceError, TokenRefused, Unavailable
 from blobfs.metrics import Latencies
+from blobfs.sas import letters_of
 
 API_VERSION = "2025-11-05"
 """Newer than every feature used, and the newest that Azurite 3.35 (for Node 20) accepts."""
@@ -34,10 +37,19 @@ _KEEPALIVE = 30.0
 # Small enough that a stalled upload is noticed, large enough to cost few calls.
 _CHUNK = 256 * 1024
 
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(-?\d+)/(\d+)")
+
 # httpcore logs response headers, which may hold the source URL of a copy with its SAS, and httpx
 # logs every URL. An explicit level holds whatever the root logger is set to.
 for _logger in ("httpx", "httpcore"):
     logging.getLogger(_logger).setLevel(logging.WARNING)
+
+
+Renew = Callable[[str], Awaitable[bool]]
+"""Given the token that was refused: whether the request may be sent again; waits for that."""
+
+_MOST_RENEWALS = 3
+"""Of one request: so that a refusal with another cause than the token's age comes to an end."""
 
 
 class BrokenAnswer(ValueError):
@@ -48,9 +60,10 @@ class BrokenAnswer(ValueError):
 class Request:
     """`target` is the percent-encoded path and query without the SAS, which `token` gives.
 
-    `headers` may hold a SAS (a copy's source). `longest` is the most bytes that a successful
-    answer's body may have; `verify` raises ValueError for one that is not what was asked for,
-    which is then asked for again. `into` is memory that a successful answer's body may be put in.
+    `renew` is asked when the service refuses that token: see `Container`. `copy_source` is the
+    path of the blob to be copied. `longest` is the most bytes that a successful answer's body may
+    have; `verify` raises ValueError for one that is not what was asked for, which is then asked
+    for again. `into` is memory that a successful answer's body may be put in.
     """
 
     operation: Operation
@@ -58,6 +71,8 @@ class Request:
     origin: str
     target: str
     token: Callable[[], str]
+    renew: Renew | None = None
+    copy_source: str = ""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: Sequence[memoryview] = ()
     longest: int | None = None
@@ -88,6 +103,10 @@ class Answer:
     def ok(self) -> bool:
         return 200 <= self.status < 300
 
+    @property
+    def refuses_token(self) -> bool:
+        return self.status in (401, 403) and isinstance(self.error(), TokenRefused)
+
     def check(self) -> Self:
         """Itself when successful; else raises the ServiceError that `failures` has for it."""
         if not self.ok:
@@ -103,6 +122,7 @@ class Answer:
             self.fields,
             self.body,
             sent=request.headers,
+            granted=letters_of(request.token()),
         )
 
     def broken(self, reason: object) -> Unavailable:
@@ -112,6 +132,21 @@ class Answer:
     def info(self) -> BlobInfo:
         """Raises ValueError when the answer is not about a blob."""
         return info_from_headers(self.request.name, self.fields, self.metadata)
+
+    def total_size(self, start: int, stop: int) -> int:
+        """The size of the blob of which this range was asked. Raises BrokenAnswer for another."""
+        if self.status == 200:
+            if start:
+                raise BrokenAnswer("the whole blob instead of a range")
+            return len(self.body)
+        match = _CONTENT_RANGE.fullmatch(self.fields.get("content-range", ""))
+        if match is None:
+            raise BrokenAnswer("a range that does not say which")
+        first, last, total = map(int, match.groups())
+        expected = min(stop, total) - start
+        if first != start or last + 1 - first != expected or len(self.body) != expected:
+            raise BrokenAnswer(f"bytes {first}-{last} of {total}, {len(self.body)} in all")
+        return total
 
     def version(self) -> Version:
         """Raises ValueError when the answer names no version."""
@@ -182,32 +217,42 @@ class Client:
         await self._http.aclose()
 
     async def send(self, request: Request) -> Answer:
-        """The service's answer, whatever it is, after retries.
+        """The service's answer, whatever it is, after retries, and with a renewed token when the
+        first was refused.
 
         Raises Unavailable when there is none, or one that asks to come back (408, 429, 5xx),
         after the policy's attempts or when the caller's deadline leaves no time for another.
         A cancelled request may have been applied.
         """
+        used = ""
 
         async def attempt() -> Answer:
+            nonlocal used
             limiter = self._bulk if request.operation.bulk else self._metadata
             allowed = self._retry.time_for(request.body_size + (request.longest or 0))
             async with limiter:
+                used = request.token()
                 with trio.move_on_after(allowed):
-                    return await self._attempt(request)
+                    return await self._attempt(request, used)
             self._count(request, 0)
             raise Transient(_unavailable(request, f"no answer in {allowed:.0f} s"), applied=True)
 
-        answer, doubtful = await persist(attempt, self._retry, self._rng)
-        answer.doubtful = doubtful
-        return answer
+        doubtful = False
+        renewals = 0
+        while True:
+            answer, unsure = await persist(attempt, self._retry, self._rng)
+            answer.doubtful = doubtful = doubtful or unsure
+            renew = request.renew if renewals < _MOST_RENEWALS else None
+            if not (renew and answer.refuses_token and await renew(used)):
+                return answer
+            renewals += 1
 
-    async def _attempt(self, request: Request) -> Answer:
+    async def _attempt(self, request: Request, token: str) -> Answer:
         name = request.operation.name
         self.under_way[name] += 1
         began = time.perf_counter()
         try:
-            answer = await self._exchange(request)
+            answer = await self._exchange(request, token)
         except httpx.LocalProtocolError:
             # Its text quotes the header, which may be a copy's source with its SAS.
             reason = "a header or the address holds what HTTP cannot carry"
@@ -224,6 +269,9 @@ class Client:
         self.bytes_received += len(answer.body)
         if answer.status in RETRIED_STATUSES:
             raise _come_back(answer)
+        if answer.refuses_token:
+            with suppress(ValueError):
+                self._observe_clock(answer.fields)
         if answer.ok:
             try:
                 _verify(answer)
@@ -232,8 +280,8 @@ class Client:
                 raise Transient(answer.broken(exc), applied=True) from exc
         return answer
 
-    async def _exchange(self, request: Request) -> Answer:
-        response = await self._http.send(self._encode(request), stream=True)
+    async def _exchange(self, request: Request, token: str) -> Answer:
+        response = await self._http.send(self._encode(request, token), stream=True)
         try:
             fields, metadata = _decode_headers(response.headers.raw)
             answer = Answer(request, response.status_code, fields, metadata, b"")
@@ -244,8 +292,8 @@ class Client:
             await response.aclose()
         return answer
 
-    def _encode(self, request: Request) -> httpx.Request:
-        url = _SignedURL(request.origin, request.target, request.token())
+    def _encode(self, request: Request, token: str) -> httpx.Request:
+        url = _SignedURL(request.origin, request.target, token)
         headers = {
             "Host": url.netloc.decode("ascii"),
             "User-Agent": f"blobfs/{__version__}",
@@ -254,6 +302,9 @@ class Client:
             "x-ms-client-request-id": str(uuid.uuid4()),
             **request.headers,
         }
+        if request.copy_source:
+            # A request authorised by a SAS needs the source's own SAS; Azurite does not ask.
+            headers["x-ms-copy-source"] = f"{request.origin}{request.copy_source}?{token}"
         if request.operation.method == "PUT":
             headers["Content-Length"] = str(request.body_size)
         encoded = httpx.Request(
@@ -271,7 +322,8 @@ class Client:
         self.requests[request.operation.name, status] += 1
 
     def _observe_clock(self, fields: Mapping[str, str]) -> None:
-        if date := fields.get("date"):
+        date = fields.get("date")
+        if date and "x-ms-request-id" in fields:  # not some proxy's
             self.clock_skew = parse_date(date) / 1e9 - time.time()
 
 

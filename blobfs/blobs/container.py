@@ -11,7 +11,6 @@ bytes, and a name or metadata that Azure cannot hold is Rejected before anything
 """
 
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 import trio
 
 from blobfs.blobs import documents, operations, wire
-from blobfs.blobs.client import Answer, BrokenAnswer, Client, Request
+from blobfs.blobs.client import Answer, Client, Renew, Request
 from blobfs.blobs.model import BlobInfo, ContentHeaders, Page, Version
 from blobfs.blobs.operations import Operation
 from blobfs.blobs.wire import Buffer
@@ -30,8 +29,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(-?\d+)/(\d+)")
-
 # A copy within a container is done at once as a rule, so the first look is early.
 _FIRST_POLL = 0.1
 _LONGEST_POLL = 2.0
@@ -40,15 +37,22 @@ _ABORT_TIMEOUT = 5.0
 
 class Container:
     """`url` is the container's, without a query; `token` gives the SAS, as it goes over the wire
-    and without a leading `?`, for each request anew."""
+    and without a leading `?`, for each request anew.
 
-    def __init__(self, client: Client, url: str, token: Callable[[], str]) -> None:
+    `renew` is called with a token that the service refused (TokenRefused); the request is sent
+    again when it returns True. It may wait, and has to end before the caller's deadline.
+    """
+
+    def __init__(
+        self, client: Client, url: str, token: Callable[[], str], renew: Renew | None = None
+    ) -> None:
         parts = urlsplit(url)
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._path = parts.path.rstrip("/")
         self.url = self._origin + self._path
         self._client = client
         self._token = token
+        self._renew = renew
 
     def __repr__(self) -> str:
         return f"Container({self.url!r})"
@@ -58,20 +62,27 @@ class Container:
         await self.list("", max_results=1)
 
     async def list(
-        self, prefix: str, *, delimiter: str = "/", marker: str = "", max_results: int = 5000
+        self,
+        prefix: str,
+        *,
+        delimiter: str = "/",
+        marker: str = "",
+        max_results: int = 5000,
+        include: str = "metadata",
     ) -> Page:
         """One page of the blobs below `prefix`, with their metadata; flat when `delimiter` is "".
 
-        `marker` is the last page's `next_marker`. The order is the service's.
+        `marker` is the last page's `next_marker`. The order is the service's. `include` may ask
+        for snapshots (not with a delimiter) and blobs of uncommitted blocks alone.
         """
         answer = await self._ask(
             operations.LIST_BLOBS,
-            self._path,
             prefix,
+            path=self._path,
             parameters={
                 "restype": "container",
                 "comp": "list",
-                "include": "metadata",
+                "include": include,
                 "maxresults": max_results,
                 "delimiter": delimiter,
                 "prefix": prefix,
@@ -81,7 +92,7 @@ class Container:
         return _parsed(answer, documents.parse_listing)
 
     async def head(self, name: str, *, if_match: str | None = None) -> BlobInfo:
-        answer = await self._ask_blob(
+        answer = await self._ask(
             operations.GET_PROPERTIES,
             name,
             headers=wire.conditions(if_match),
@@ -108,9 +119,9 @@ class Container:
         found: list[BlobInfo] = []
 
         def verify(answer: Answer) -> None:
-            found[:] = [replace(answer.info(), size=_total_size(answer, start, stop))]
+            found[:] = [replace(answer.info(), size=answer.total_size(start, stop))]
 
-        answer = await self._ask_blob(
+        answer = await self._ask(
             operations.GET_BLOB,
             name,
             headers={"Range": f"bytes={start}-{stop - 1}", **wire.conditions(if_match)},
@@ -162,13 +173,41 @@ class Container:
     async def put_block(self, name: str, block_id: str, body: Buffer | Sequence[Buffer]) -> None:
         """Stage a block, unseen until a Put Block List names it. `block_id` is Base64, of the same
         length for all blocks of a blob; the body must not be empty."""
-        answer = await self._ask_blob(
+        answer = await self._ask(
             operations.PUT_BLOCK,
             name,
             parameters={"comp": "block", "blockid": block_id},
             body=wire.views(body),
         )
         answer.check()
+
+    async def put_block_from(
+        self, name: str, block_id: str, source: str, start: int, stop: int, *, source_etag: str
+    ) -> None:
+        """Stage a block of another blob's bytes, from `start` up to `stop`, at the service.
+
+        Raises ConditionFailed for a source that is not `source_etag`.
+        """
+        answer = await self._ask(
+            operations.PUT_BLOCK_FROM_URL,
+            name,
+            parameters={"comp": "block", "blockid": block_id},
+            copy_source=self._target(source),
+            headers={
+                "x-ms-source-range": f"bytes={start}-{stop - 1}",
+                "x-ms-source-if-match": f'"{source_etag}"',
+            },
+        )
+        answer.check()
+
+    async def staged_blocks(self, name: str) -> dict[str, int]:
+        """Id and stored bytes of each block that was staged and is not committed."""
+        answer = await self._ask(
+            operations.GET_BLOCK_LIST,
+            name,
+            parameters={"comp": "blocklist", "blocklisttype": "uncommitted"},
+        )
+        return _parsed(answer, documents.parse_staged_blocks)
 
     async def put_block_list(
         self,
@@ -215,7 +254,7 @@ class Container:
         fields = wire.content_headers(headers)
         if headers.content_md5:
             fields["x-ms-blob-content-md5"] = headers.content_md5
-        answer = await self._ask_blob(
+        answer = await self._ask(
             operations.SET_PROPERTIES,
             name,
             parameters={"comp": "properties"},
@@ -225,12 +264,12 @@ class Container:
         return answer.check().version()
 
     async def get_tags(self, name: str) -> dict[str, str]:
-        answer = await self._ask_blob(operations.GET_TAGS, name, parameters={"comp": "tags"})
+        answer = await self._ask(operations.GET_TAGS, name, parameters={"comp": "tags"})
         return _parsed(answer, documents.parse_tags)
 
     async def set_tags(self, name: str, tags: Mapping[str, str]) -> None:
         """Replace all tags. The blob's ETag stays."""
-        answer = await self._ask_blob(
+        answer = await self._ask(
             operations.SET_TAGS,
             name,
             parameters={"comp": "tags"},
@@ -259,12 +298,11 @@ class Container:
         aborted, which leaves an empty blob with the copy's metadata.
         """
         metadata_fields = {} if metadata is None else wire.metadata_headers(metadata)
-        answer = await self._ask_blob(
+        answer = await self._ask(
             operations.COPY_BLOB,
             target,
+            copy_source=self._target(source),
             headers={
-                # A request authorised by a SAS needs the source's own SAS; Azurite does not ask.
-                "x-ms-copy-source": f"{self._origin}{self._target(source)}?{self._token()}",
                 "x-ms-source-if-match": f'"{source_etag}"',
                 **metadata_fields,
                 **wire.tags_header(tags),
@@ -323,7 +361,7 @@ class Container:
 
     async def _abort_copy(self, target: str, copy_id: str) -> None:
         try:
-            answer = await self._ask_blob(
+            answer = await self._ask(
                 operations.ABORT_COPY,
                 target,
                 parameters={"comp": "copy", "copyid": copy_id},
@@ -338,9 +376,7 @@ class Container:
     async def delete(self, name: str, *, if_match: str | None = None) -> None:
         """Raises NotFound when the blob was not there before. A blob with snapshots is kept:
         HasSnapshots."""
-        answer = await self._ask_blob(
-            operations.DELETE_BLOB, name, headers=wire.conditions(if_match)
-        )
+        answer = await self._ask(operations.DELETE_BLOB, name, headers=wire.conditions(if_match))
         if answer.doubtful and answer.status in (404, 412) and await self._is_gone(name):
             return
         answer.check()
@@ -363,7 +399,7 @@ class Container:
         body: Sequence[memoryview] = (),
         is_ours: Callable[[BlobInfo], bool],
     ) -> Version:
-        answer = await self._ask_blob(
+        answer = await self._ask(
             operation,
             name,
             parameters=parameters,
@@ -388,50 +424,30 @@ class Container:
     def _target(self, name: str) -> str:
         return f"{self._path}/{wire.blob_path(name)}"
 
-    async def _ask_blob(
-        self,
-        operation: Operation,
-        name: str,
-        *,
-        parameters: Mapping[str, str | int] | None = None,
-        headers: Mapping[str, str] | None = None,
-        body: Sequence[memoryview] = (),
-        longest: int | None = None,
-        verify: Callable[[Answer], object] | None = None,
-        into: memoryview | None = None,
-    ) -> Answer:
-        return await self._ask(
-            operation,
-            self._target(name),
-            name,
-            parameters=parameters,
-            headers=headers,
-            body=body,
-            longest=longest,
-            verify=verify,
-            into=into,
-        )
-
     async def _ask(
         self,
         operation: Operation,
-        path: str,
         name: str,
         *,
+        path: str = "",
         parameters: Mapping[str, str | int] | None = None,
+        copy_source: str = "",
         headers: Mapping[str, str] | None = None,
         body: Sequence[memoryview] = (),
         longest: int | None = None,
         verify: Callable[[Answer], object] | None = None,
         into: memoryview | None = None,
     ) -> Answer:
-        query = wire.query(parameters or {})
+        """About the blob of this name, unless there is another `path`."""
+        path, query = path or self._target(name), wire.query(parameters or {})
         request = Request(
             operation=operation,
             name=name,
             origin=self._origin,
             target=f"{path}?{query}" if query else path,
             token=self._token,
+            renew=self._renew,
+            copy_source=copy_source,
             headers=headers or {},
             body=body,
             longest=longest,
@@ -468,22 +484,6 @@ def _has(metadata: Mapping[str, str], size: int | None = None) -> Callable[[Blob
         return bool(expected) and found == expected and size in (None, info.size)
 
     return is_ours
-
-
-def _total_size(answer: Answer, start: int, stop: int) -> int:
-    """The size of the blob of which a range was asked. Raises BrokenAnswer for another range."""
-    if answer.status == 200:
-        if start:
-            raise BrokenAnswer("the whole blob instead of a range")
-        return len(answer.body)
-    match = _CONTENT_RANGE.fullmatch(answer.fields.get("content-range", ""))
-    if match is None:
-        raise BrokenAnswer("a range that does not say which")
-    first, last, total = map(int, match.groups())
-    expected = min(stop, total) - start
-    if first != start or last + 1 - first != expected or len(answer.body) != expected:
-        raise BrokenAnswer(f"bytes {first}-{last} of {total}, {len(answer.body)} in all")
-    return total
 
 
 def _parsed(answer: Answer, parse: Callable[[bytes], T]) -> T:

@@ -45,9 +45,11 @@ def _name(entry: ElementTree.Element) -> str:
 
 
 def _blob(entry: ElementTree.Element) -> BlobInfo:
-    return info_from_listing(
+    info = info_from_listing(
         _name(entry), _texts(entry.find("Properties")), _texts(entry.find("Metadata"))
     )
+    info.snapshot = entry.findtext("Snapshot") or ""
+    return info
 
 
 def parse_listing(document: bytes) -> Page:
@@ -67,6 +69,12 @@ def parse_tags(document: bytes) -> dict[str, str]:
     """The tags that Get Blob Tags answered. Raises ValueError for anything else."""
     tags = (_texts(tag) for tag in _parse(document, "Tags").iterfind("TagSet/Tag"))
     return {tag.get("Key", ""): tag.get("Value", "") for tag in tags}
+
+
+def parse_staged_blocks(document: bytes) -> dict[str, int]:
+    """Name and bytes of the uncommitted blocks that Get Block List answered. Raises ValueError."""
+    blocks = _parse(document, "BlockList").iterfind("UncommittedBlocks/Block")
+    return {_name(block): int(block.findtext("Size") or "") for block in blocks}
 
 
 def parse_error(document: bytes) -> dict[str, str]:

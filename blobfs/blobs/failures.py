@@ -24,6 +24,7 @@ from blobfs.errors import (
     TooBig,
     Unavailable,
 )
+from blobfs.sas import lacking
 
 # A code is looked up with its status, then the status alone.
 _EXCEPTIONS: dict[tuple[int, str], type[ServiceError]] = {
@@ -78,9 +79,11 @@ def failure(
     body: bytes,
     *,
     sent: Mapping[str, str],
+    granted: frozenset[str] | None = None,
 ) -> ServiceError:
     """The exception for a failed request. `fields` are the answer's headers in lower case, `sent`
-    the request's own, of which only conditions and the presence of tags are looked at."""
+    the request's own, of which only conditions and the presence of tags are looked at, `granted`
+    the letters of its token as far as the token says."""
     details = _error_details(body)
     # An answer to HEAD has no body, so the header comes first.
     code = fields.get("x-ms-error-code") or details.get("Code", "")
@@ -91,7 +94,7 @@ def failure(
     message = f"{operation.name} of {name!r}: {status}"
     if code:
         message += f" {_clean(code)}"
-    if reason := _reason(kind, code, details, operation, sent):
+    if reason := _reason(kind, code, details, operation, sent, granted):
         message += f": {reason}"
     if request_id:
         message += f" (request id {request_id})"
@@ -111,13 +114,17 @@ def _reason(
     details: Mapping[str, str],
     operation: Operation,
     sent: Mapping[str, str],
+    granted: frozenset[str] | None,
 ) -> str:
     if kind is TokenRefused:
         detail = _clean(details.get("AuthenticationErrorDetail", ""))
         return f"{_TOKEN_REFUSED}: {detail}" if detail else _TOKEN_REFUSED
     if code == "AuthorizationPermissionMismatch":
-        needed = operation.permission + (", and t for tags" if "x-ms-tags" in sent else "")
-        return f"the SAS token lacks a permission; this needs {needed}"
+        tags = "t" if "x-ms-tags" in sent else ""
+        ways = [way + tags for way in (operation.letters, operation.for_new) if way]
+        needed = operation.permission + (", and t for tags" if tags else "")
+        missing = lacking(ways, granted) or "a permission"
+        return f"the SAS token lacks {missing}; this needs {needed}"
     # The service's message ends with lines that repeat the request id and give the time.
     return _REFUSED.get(code) or _clean(details.get("Message", "").partition("\n")[0])
 

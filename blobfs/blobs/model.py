@@ -4,6 +4,7 @@ import datetime
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from sys import intern
 from typing import NamedTuple
 
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
@@ -45,7 +46,7 @@ class BlobInfo:
     last_modified_ns: int
     blob_type: str = ""
     headers: ContentHeaders = ContentHeaders()
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
     tier: str = ""
     tier_inferred: bool = False
     tag_count: int = 0
@@ -54,6 +55,7 @@ class BlobInfo:
     archive_status: str = ""
     copy_id: str = ""
     copy_status: str = ""
+    snapshot: str = ""  # its time, when this is one; only a listing that asks for them has any
 
     @property
     def version(self) -> Version:
@@ -138,9 +140,9 @@ def info_from_listing(
         etag=parse_etag(get("Etag", "")),
         size=int(get("Content-Length", "0")),
         last_modified_ns=parse_date(get("Last-Modified", "")),
-        blob_type=get("BlobType", ""),
+        blob_type=intern(get("BlobType", "")),
         headers=ContentHeaders(
-            content_type=get("Content-Type", ""),
+            content_type=intern(get("Content-Type", "")),
             cache_control=get("Cache-Control", ""),
             content_encoding=get("Content-Encoding", ""),
             content_language=get("Content-Language", ""),
@@ -148,11 +150,11 @@ def info_from_listing(
             content_md5=get("Content-MD5", ""),
         ),
         metadata=metadata,
-        tier=get("AccessTier", ""),
+        tier=intern(get("AccessTier", "")),
         tier_inferred=get("AccessTierInferred", "") == "true",
         tag_count=int(get("TagCount", "0")),
         created_ns=parse_date(get("Creation-Time", "")),
-        lease_state=get("LeaseState", ""),
+        lease_state=intern(get("LeaseState", "")),
         archive_status=get("ArchiveStatus", ""),
         copy_id=get("CopyId", ""),
         copy_status=get("CopyStatus", ""),

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from blobfs import __version__, sas
-from blobfs.cli import doctor, keys, mounting, status, tokens
+from blobfs.cli import doctor, keys, mounting, recover, status, tokens, upkeep
 from blobfs.errors import BlobfsError, UsageError
 from blobfs.mount import EXIT_FAILURE, EXIT_USAGE
 
@@ -37,14 +37,21 @@ def _reporting(chosen: argparse.Namespace) -> int:
     return status
 
 
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = 14  # the verbs, whose indentation argparse does not count
+
+
 def _parser() -> tuple[argparse.ArgumentParser, frozenset[str]]:
     parser = argparse.ArgumentParser(
         prog="blobfs",
         description="Mount an Azure Blob container as a file system that encrypts on the client.",
         epilog="blobfs SOURCE MOUNTPOINT -o OPTIONS is short for blobfs mount.",
+        formatter_class=_Formatter,
     )
     parser.add_argument("--version", action="version", version=f"blobfs {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for module in (mounting, status, doctor, keys, tokens):
+    for module in (mounting, status, doctor, upkeep, recover, keys, tokens):
         module.add(verbs)
     return parser, frozenset(verbs.choices)

@@ -4,13 +4,13 @@ import argparse
 import os
 import re
 import sys
-from datetime import UTC, datetime
 
 from blobfs.argv import hide_secrets
 from blobfs.cli.verbs import Verbs
 from blobfs.errors import OptionError
 from blobfs.mount import mount
 from blobfs.options import option_table, parse_mount
+from blobfs.session import parse_by_clock
 
 
 def add(verbs: Verbs) -> None:
@@ -84,8 +84,10 @@ def _mount(chosen: argparse.Namespace) -> int:
     namespace = getattr(chosen, "N", None)
     if namespace:
         _enter_namespace(namespace)
-    options = parse_mount(
-        chosen.source, chosen.mountpoint, texts, now=datetime.now(UTC), sloppy=chosen.sloppy
+    options = parse_by_clock(
+        lambda now: parse_mount(
+            chosen.source, chosen.mountpoint, texts, now=now, sloppy=chosen.sloppy
+        )
     )
     if chosen.verbose:
         print(f"blobfs: {options.source.display} on {options.mountpoint}", file=sys.stderr)

@@ -5,11 +5,18 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import trio
+
 from blobfs import sas
-from blobfs.access import read_sas_file
+from blobfs.access import read_sas_file, token_for
+from blobfs.blobs import Client, Container
 from blobfs.cli.verbs import Verbs
-from blobfs.errors import KeyFileError, SasError
+from blobfs.errors import KeyFileError, SasError, ServiceError, Unavailable
+from blobfs.probing import granted
 from blobfs.source import Source
+
+PROBE_TIME = 30.0
+"""Seconds that the service has for all answers to `blobfs sas show --probe`."""
 
 
 def add(verbs: Verbs) -> None:
@@ -21,10 +28,17 @@ def add(verbs: Verbs) -> None:
     verb = sas_verbs.add_parser(
         "show",
         help="explain a SAS token",
-        description="Say what a SAS token allows, on what and until when. The signature is not "
-        "shown. With no file, or -, the token is read from standard input.",
+        description="Say what a SAS token allows, on what and until when, and what a mount can do "
+        "with it. The signature is not shown. With no file, or -, the token is read from standard "
+        "input.",
     )
     verb.add_argument("file", nargs="?", default="-", metavar="FILE", help="file with the token")
+    verb.add_argument(
+        "--probe",
+        metavar="SOURCE",
+        help="ask the service what the token may do there, by requests that change nothing: the "
+        "way to know the rights of a stored access policy",
+    )
     verb.set_defaults(run=_show)
 
 
@@ -57,6 +71,14 @@ def _add_create(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--ip", default="", metavar="A[-B]", help="address or range that may use it")
     verb.add_argument("--policy", default="", metavar="NAME", help="stored access policy (si)")
     verb.add_argument("--sv", default=sas.DEFAULT_VERSION, metavar="DATE", help="service version")
+    for field, header in sas.HEADERS.items():
+        verb.add_argument(
+            f"--{header.lower()}",
+            dest=field,
+            default="",
+            metavar="TEXT",
+            help=f"the {header} of responses ({field})",
+        )
     verb.add_argument("--scope", default="", metavar="NAME", help="encryption scope (ses)")
     verb.set_defaults(run=_create)
 
@@ -79,6 +101,7 @@ def _create(chosen: argparse.Namespace) -> int:
         identifier=chosen.policy,
         version=chosen.sv,
         encryption_scope=chosen.scope,
+        headers={field: getattr(chosen, field) for field in sas.HEADERS if getattr(chosen, field)},
     )
     print(token)
     return 0
@@ -106,6 +129,48 @@ def _read(file: str) -> str:
 
 def _show(chosen: argparse.Namespace) -> int:
     text = sys.stdin.read() if chosen.file == "-" else read_sas_file(Path(chosen.file))
-    for field, meaning in sas.describe(sas.parse(text), datetime.now(UTC)):
+    token = sas.parse(text)
+    rights, skew, refusal = token.permissions, 0.0, None
+    if chosen.probe:
+        source = Source.parse(chosen.probe)
+        rights, skew, refusal = trio.run(_probe, source, token_for(source, text))
+    now = datetime.now(UTC) + timedelta(seconds=skew)
+    for field, meaning in sas.describe(token, now):
         print(f"{field:<4} {meaning}")
+    if note := sas.clock_note(skew):
+        print(f"\n{note}: the times above are by the service's")
+    if refusal is not None:
+        raise refusal
+    try:
+        sas.check(
+            token,
+            now=now,
+            scheme=min(token.protocols),
+            prefix="/".join("d" * (token.directory_depth or 0)),
+            read_only=True,
+        )
+    except SasError as exc:
+        print(f"\na mount cannot use it: {exc}")
+        return 0
+    print("\na mount with it can")
+    for what, verdict in sas.abilities(rights):
+        print(f"  {what:<40} {verdict}")
     return 0
+
+
+async def _probe(
+    source: Source, token: sas.Sas
+) -> tuple[frozenset[str] | None, float, ServiceError | None]:
+    """The rights that the service grants, by how many seconds its clock is ahead, and why it does
+    not answer to that, if it does not."""
+    async with Client() as client:
+        container = Container(client, source.container_url, lambda: token.query)
+        rights, refusal = None, None
+        try:
+            with trio.fail_after(PROBE_TIME):
+                rights = await granted(container, source.prefix)
+        except ServiceError as exc:
+            refusal = exc
+        except trio.TooSlowError:
+            refusal = Unavailable(f"{container.url} gave no answer within {PROBE_TIME:g} s")
+        return rights, client.clock_skew or 0.0, refusal

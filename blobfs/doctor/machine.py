@@ -17,7 +17,7 @@ from blobfs.doctor.findings import Findings
 
 LIBRARIES = (
     *("pyfuse3", "trio", "httpx", "cryptography", "cachetools", "jwcrypto"),
-    *("prometheus-client", "h11"),
+    *("prometheus-client", "h11", "tqdm"),
 )
 
 

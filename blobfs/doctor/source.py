@@ -16,7 +16,7 @@ import trio
 
 from blobfs.access import Access
 from blobfs.attributes import value_of
-from blobfs.blobs import BlobInfo, Client, RetryPolicy
+from blobfs.blobs import BlobInfo, Client, Container, RetryPolicy
 from blobfs.doctor.findings import Findings
 from blobfs.envelope import METADATA_KEY, EncryptionData
 from blobfs.errors import (
@@ -34,7 +34,7 @@ from blobfs.errors import (
 from blobfs.options import MountOptions, parse_source, split_options
 from blobfs.recovery import SUFFIX
 from blobfs.sas import PERMISSIONS, describe
-from blobfs.session import open_container, open_keyring
+from blobfs.session import open_keyring, parse_by_clock
 from blobfs.source import Source, split_source
 
 LIMIT = 15.0
@@ -68,7 +68,8 @@ async def examine_source(text: str, options: Sequence[str], findings: Findings) 
     except UsageError as exc:
         findings.wrong("source", exc)
         return
-    chosen = _options(text, options, findings)
+    # In a thread, since asking a sas_command, or the service's clock, runs a loop of its own.
+    chosen = await trio.to_thread.run_sync(_options, text, options, findings)
     reachable = await _network(source, findings)
     if chosen is None:
         return
@@ -79,14 +80,14 @@ async def examine_source(text: str, options: Sequence[str], findings: Findings) 
             stored += await _service(access, label, findings)
         _token(access, label, findings)
     for note in chosen.notes:
-        findings.warn("rights", note, "ask for a token with the letters that are missing")
+        findings.warn("note", note, "")
     await _keys(chosen, stored, findings)
     _spool(chosen, findings)
 
 
 def _options(text: str, options: Sequence[str], findings: Findings) -> MountOptions | None:
     try:
-        chosen = parse_source(text, options, now=datetime.now(UTC))
+        chosen = parse_by_clock(lambda now: parse_source(text, options, now=now))
     except SasError as exc:
         findings.wrong("token", exc)
         return None
@@ -184,9 +185,9 @@ async def _service(access: Access, label: str, findings: Findings) -> list[BlobI
     blobs: list[BlobInfo] = []
     async with Client(retry=RetryPolicy(attempts=1, attempt_timeout=LIMIT)) as client:
         try:
-            page = await open_container(client, access).list(
-                prefix, delimiter="", max_results=_SAMPLE
-            )
+            # Not a mount's container, which would wait for another token.
+            container = Container(client, access.source.container_url, lambda: access.sas.query)
+            page = await container.list(prefix, delimiter="", max_results=_SAMPLE)
         except NotFound as exc:
             findings.wrong(
                 f"service{label}",

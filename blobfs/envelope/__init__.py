@@ -18,6 +18,7 @@ from blobfs.envelope.data import (
     MIN_REGION_LENGTH,
     REGION_LENGTH_2_0,
     EncryptionData,
+    Layout,
     Protocol,
     WrappedKey,
 )
@@ -28,6 +29,12 @@ from blobfs.envelope.keys import (
     load_key_set,
     load_keys,
     write_key_set,
+)
+from blobfs.envelope.rewrap import (
+    WRAPPED_KEYS,
+    check_payload,
+    with_wrapped_key,
+    wrapped_key_of,
 )
 from blobfs.envelope.seal import SEAL_KEY, check_seal, make_seal, sealed_size
 from blobfs.envelope.sizes import blob_size_of, plain_size
@@ -46,18 +53,21 @@ __all__ = [
     "REGION_LENGTH_2_0",
     "SEAL_KEY",
     "STANDBY_KEY_LENGTH",
+    "WRAPPED_KEYS",
     "BodyReader",
     "BodyWriter",
     "Box",
     "EncryptionData",
     "Kek",
     "KeySet",
+    "Layout",
     "Protocol",
     "WrappedKey",
     "blob_size_of",
     "box_cek",
     "box_encrypt",
     "box_payload",
+    "check_payload",
     "check_seal",
     "generate_key_set",
     "load_key_set",
@@ -71,6 +81,8 @@ __all__ = [
     "split_standby",
     "unpack_cek",
     "unwrap_standby",
+    "with_wrapped_key",
     "wrap_standby",
+    "wrapped_key_of",
     "write_key_set",
 ]

@@ -1,11 +1,11 @@
 """Plaintext length from ciphertext length and back (FORMAT.md sections 4 and 5)."""
 
 from blobfs.envelope.cbc import cbc_blob_size
-from blobfs.envelope.data import EncryptionData, Protocol
+from blobfs.envelope.data import EncryptionData, Layout, Protocol
 from blobfs.envelope.gcm import gcm_blob_size, gcm_plain_size
 
 
-def plain_size(data: EncryptionData, blob_size: int) -> int | None:
+def plain_size(data: EncryptionData | Layout, blob_size: int) -> int | None:
     """The plaintext's length from what a listing says; None for protocol 1.0.
 
     Raises Truncated for a length that no body has.

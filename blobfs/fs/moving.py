@@ -102,7 +102,7 @@ async def move_directory(
 async def _settle_below(store: Store, directory: Node) -> None:
     """Wait for the writes under way below the directory, and store what they left unsaved."""
     for node in _below(store, directory):
-        async with node.lock:
+        async with store.inodes.lock(node):
             await store.save(node)
             if node.upload is not None:
                 node.upload.abandon()  # staged under the old name

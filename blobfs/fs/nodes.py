@@ -14,7 +14,7 @@ from pathlib import Path
 import trio
 
 from blobfs.attributes import Attributes, Defaults, Kind, kind_of, read_attributes, value_of
-from blobfs.blobs import BlobInfo, Container
+from blobfs.blobs import BlobInfo, Container, PackedMetadata
 from blobfs.envelope import METADATA_KEY
 from blobfs.errors import ConditionFailed, ContentError, NotFound, PosixError
 from blobfs.fs.listing import Listings
@@ -117,7 +117,7 @@ class Nodes:
         while True:
             for moving in self._moving_above(node, holding):
                 await moving.wait()
-            async with node.lock:
+            async with self.inodes.lock(node):
                 if not self._moving_above(node, holding):
                     yield
                     return
@@ -162,7 +162,9 @@ class Nodes:
             log.log(level, message)
 
     def attributes_of(self, info: BlobInfo, kind: Kind) -> Attributes:
-        return read_attributes(info.metadata, kind, info.last_modified_ns, self.policy.defaults)
+        return read_attributes(
+            dict(info.metadata), kind, info.last_modified_ns, self.policy.defaults
+        )
 
     def bare_directory(self) -> Attributes:
         """Attributes of a directory without a blob of its own."""
@@ -186,7 +188,8 @@ class Nodes:
             self.vanish(node)
             node = None
         if node is None:
-            attrs = self.bare_directory() if info is None else self.attributes_of(info, kind)
+            attrs = self.bare_directory()
+            attrs.kind = kind  # all else, `take_up` has from the service
             node = self.inodes.add(parent, name, attrs)
         elif node.is_local:
             return node
@@ -223,6 +226,8 @@ class Nodes:
             if not node.opens:
                 node.content = None  # a symlink's, of the version before
             node.plain_size = self._listed_size(node, info)
+        if not isinstance(info.metadata, PackedMetadata):
+            info.metadata = PackedMetadata(info.metadata)
         node.info = info
 
     def _listed_size(self, node: Node, info: BlobInfo) -> int:

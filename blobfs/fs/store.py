@@ -78,9 +78,10 @@ class Store(Nodes):
     ) -> None:
         super().__init__(reader, policy, now_ns)
         self.keyring = keyring
-        self._pool = pool
+        self.pool = pool
         self.write_policy = write_policy
         self._nursery = nursery
+        self._changed: set[Node] = set()  # those with unsaved attributes, and some that had
 
     def wrote(self, node: Node, info: BlobInfo) -> None:
         """Our own write made this version."""
@@ -112,6 +113,7 @@ class Store(Nodes):
         if not node.unsaved:
             node.unsaved = True
             node.unsaved_since = trio.current_time()
+            self._changed.add(node)
 
     def may_wait(self, node: Node) -> bool:
         """Whether an attribute change follows a write closely enough to be carried by another."""
@@ -197,11 +199,11 @@ class Store(Nodes):
         A change that the service refuses for good is dropped, one that could not be sent stays.
         """
         due = trio.current_time() - age
+        self._changed = {node for node in self._changed if node.unsaved}
         nodes = [
             node
-            for node in self.inodes
-            if node.unsaved
-            and node.unsaved_since <= due
+            for node in self._changed
+            if node.unsaved_since <= due
             and not (node.draft is not None and node.draft.dirty)  # its commit carries them
         ]
         limiter = trio.CapacityLimiter(16)
@@ -388,7 +390,7 @@ class Store(Nodes):
             size = 0
             if node.info is not None and not empty:
                 size = (await self.content(node)).size
-            node.draft = Draft(self._pool, size, self._base_of(node))
+            node.draft = Draft(self.pool, size, self._base_of(node))
         return node.draft
 
     def _base_of(self, node: Node) -> ReadBase:
