@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,18 @@ def test_status_tells_of_the_token_and_the_keys(mount: Mount) -> None:
     assert told["keys"]["writes_with"] == wrapping
     assert told["keys"]["content_keys"][key_id] >= 1
     assert (told["pid"], told["mountpoint"]) == (mount.pid, str(mount.path))
+
+
+@pytest.mark.mount
+def test_status_tells_of_the_token_that_has_taken_the_place_of_another(
+    azurite: Azurite, container: str, tmp_path: Path
+) -> None:
+    with watched(azurite, container, tmp_path) as mount:
+        mount.sas_file.write_text(azurite.sas(container, expiry=timedelta(days=3)))
+        deadline = time.monotonic() + LIMIT_S
+        while report(mount)["tokens"][0]["expires_in_s"] < 2 * 86400:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 @pytest.mark.mount
