@@ -20,7 +20,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from blobfs import logs
+from blobfs import ending, logs
 from blobfs.attributes import Defaults, Kind, kind_of
 from blobfs.blobs import BlobInfo, Client, Container
 from blobfs.draft import PAGE, PagePool
@@ -39,13 +39,15 @@ from blobfs.errors import (
 from blobfs.fs import Filesystem, Store, StorePolicy, Volume
 from blobfs.fs.store import ATTRIBUTE_DELAY
 from blobfs.fuse import Operations
+from blobfs.keeper import keep
 from blobfs.keyring import Keyring
-from blobfs.notify import notify
+from blobfs.mountinfo import blobfs_at, is_automount, is_dead, unmount
 from blobfs.options import MountOptions, kernel_options
 from blobfs.probing import granted
 from blobfs.reader import Reader, ReadPolicy
 from blobfs.renewal import Renewal
 from blobfs.sas import check, clock_note, redact, untimely
+from blobfs.service import Service
 from blobfs.session import open_keyring
 from blobfs.spool import Spool
 from blobfs.writer import WritePolicy
@@ -75,6 +77,8 @@ def mount(options: MountOptions) -> int:
     if os.fork() == 0:
         os.close(receiver)
         status = EXIT_FAILURE
+        if is_automount(options.mountpoint):
+            keep(options, sender)
         try:
             status = _run(options, lambda: _detach(sender))
         finally:
@@ -131,31 +135,17 @@ def _explain(options: MountOptions, exc: BaseException) -> str:
 
 
 def _check_mountpoint(path: Path) -> None:
-    # Only what lies on top counts: an autofs trigger below it is no mount of ours.
-    if _is_mounted(path):
-        raise OptionError(f"{path} has a blobfs mount already; unmount it with: umount {path}")
+    if blobfs_at(path) is not None:
+        if not is_dead(path):
+            raise OptionError(f"{path} has a blobfs mount already; unmount it with: umount {path}")
+        log.warning("the daemon of an earlier mount on %s was killed; its mount is removed", path)
+        unmount(path, "-l")
     try:
         is_directory = path.is_dir()
     except OSError as exc:
         raise OptionError(f"the mount point {path} cannot be used: {exc.strerror}") from None
     if not is_directory:
         raise OptionError(f"the mount point {path} is not a directory; make it with: mkdir {path}")
-
-
-def _is_mounted(path: Path) -> bool:
-    return _fstypes_at(path)[-1:] == ["fuse.blobfs"]
-
-
-def _fstypes_at(path: Path) -> list[str]:
-    """File system types mounted on `path`, the topmost last."""
-    types = []
-    target = os.path.realpath(path.parent) + "/" + path.name
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        before, _, after = line.partition(" - ")
-        mount_point = before.split()[4].encode().decode("unicode_escape")
-        if os.path.normpath(mount_point) == os.path.normpath(target):
-            types.append(after.split()[0])
-    return types
 
 
 async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], None]) -> None:
@@ -184,17 +174,20 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
         if options.sas_dir is None and markers[0] is not None:
             fs.store.take_up(fs.store.inodes.root, markers[0])
         operations = Operations(fs, options.timeout)
+        service = Service(lambda: _status(options, fs, tokens), lambda: _reload(options))
         unmounted = False
         pyfuse3.init(operations, str(options.mountpoint), kernel_options(options))
         try:
             nursery.start_soon(_end_on_signal)
             nursery.start_soon(_save_attributes, fs)
+            nursery.start_soon(service.run)
             for token in tokens:
                 nursery.start_soon(token.watch)
-            nursery.start_soon(_announce, options, client, tokens, ready)
+            nursery.start_soon(_announce, options, client, tokens, service, ready)
             await pyfuse3.main(max_tasks=MAX_TASKS)
-            unmounted = not _is_mounted(options.mountpoint)
+            unmounted = blobfs_at(options.mountpoint) is None
         finally:
+            service.stopping()
             with trio.move_on_after(DRAIN_TIME, shield=True):
                 await _drain(fs, unmounted=unmounted)
             pyfuse3.close(unmount=True)
@@ -316,20 +309,45 @@ def _build(
 
 
 async def _announce(
-    options: MountOptions, client: Client, tokens: list[Renewal], ready: Callable[[], None]
+    options: MountOptions,
+    client: Client,
+    tokens: list[Renewal],
+    service: Service,
+    ready: Callable[[], None],
 ) -> None:
     """Once the mount answers, say so, and until when its tokens are valid."""
     status = await trio.to_thread.run_sync(os.stat, options.mountpoint, abandon_on_cancel=True)
     _raise_read_ahead(status.st_dev)
+    try:
+        ending.hold(status.st_dev)
+    except OSError as exc:
+        log.warning("umount %s will not wait for the daemon: %s", options.mountpoint, exc)
     log.info("mounted %s on %s", options.source.display, options.mountpoint)
     if note := clock_note(client.clock_skew):
         log.warning("%s: expiry is judged by the service's", note)
     for token in tokens:
         log.info("%s", token.expiry_line())
-    # The first to end is what systemd shows.
-    first = min(tokens, key=lambda token: token.expiry or datetime.max.replace(tzinfo=UTC))
-    notify(f"STATUS={first.expiry_line()}")
+    service.ready()
     ready()
+
+
+def _status(options: MountOptions, fs: Filesystem, tokens: list[Renewal]) -> str:
+    """What `systemctl status` shows; of several tokens the first to end."""
+    first = min(tokens, key=lambda token: token.expiry or datetime.max.replace(tzinfo=UTC))
+    drafts = (node.draft for node in fs.inodes)
+    unsaved = sum(draft is not None and draft.dirty for draft in drafts)
+    stored = f"{unsaved} not stored yet" if unsaved else "all stored"
+    return f"{options.source.display}: {fs.inodes.open_handles} open, {stored}; {first.expiry_line()}"
+
+
+def _reload(options: MountOptions) -> None:
+    """Tokens and keys are not read here: a log file that was rotated is opened anew."""
+    try:
+        logs.configure(options.log_level, options.log_file, foreground=options.foreground)
+    except OSError as exc:
+        log.error("the log stays as it is: %s", exc)
+    else:
+        log.info("reloaded")
 
 
 def _raise_read_ahead(device: int) -> None:

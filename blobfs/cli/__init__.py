@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from blobfs import __version__, sas
-from blobfs.cli import keys, mounting, recover, tokens, upkeep
+from blobfs.cli import keys, mounting, recover, tokens, unmounting, upkeep
 from blobfs.errors import BlobfsError, UsageError
 from blobfs.mount import EXIT_FAILURE, EXIT_USAGE
 
@@ -23,6 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def mount_helper(argv: Sequence[str] | None = None) -> int:
     """`mount.blobfs` and `mount.fuse.blobfs`: the arguments are those that mount(8) passes."""
     chosen = mounting.helper_parser().parse_args(sys.argv[1:] if argv is None else argv)
+    return _reporting(chosen)
+
+
+def umount_helper(argv: Sequence[str] | None = None) -> int:
+    """`umount.blobfs` and `umount.fuse.blobfs`: the arguments are those that umount(8) passes."""
+    chosen = unmounting.helper_parser().parse_args(sys.argv[1:] if argv is None else argv)
     return _reporting(chosen)
 
 

@@ -4,12 +4,15 @@ import argparse
 import os
 import re
 import sys
+from itertools import chain
+from pathlib import Path
 
 from blobfs.argv import hide_secrets
 from blobfs.cli.verbs import Verbs
 from blobfs.errors import OptionError
-from blobfs.mount import mount
-from blobfs.options import option_table, parse_mount
+from blobfs.mount import EXIT_FAILURE, mount
+from blobfs.options import option_table, parse_mount, split_options
+from blobfs.remounting import remount
 from blobfs.session import parse_by_clock
 
 
@@ -84,6 +87,9 @@ def _mount(chosen: argparse.Namespace) -> int:
     namespace = getattr(chosen, "N", None)
     if namespace:
         _enter_namespace(namespace)
+    names = [name for name, _ in chain.from_iterable(map(split_options, texts))]
+    if "remount" in names:
+        return 0 if chosen.fake else _remount(Path(chosen.mountpoint).absolute(), names)
     options = parse_by_clock(
         lambda now: parse_mount(
             chosen.source, chosen.mountpoint, texts, now=now, sloppy=chosen.sloppy
@@ -92,6 +98,15 @@ def _mount(chosen: argparse.Namespace) -> int:
     if chosen.verbose:
         print(f"blobfs: {options.source.display} on {options.mountpoint}", file=sys.stderr)
     return 0 if chosen.fake else mount(options)
+
+
+def _remount(mountpoint: Path, names: list[str]) -> int:
+    try:
+        remount(mountpoint, names)
+    except OSError as exc:
+        print(f"blobfs: cannot remount {mountpoint}: {exc.strerror}", file=sys.stderr)
+        return EXIT_FAILURE
+    return 0
 
 
 def _enter_namespace(path: str) -> None:
