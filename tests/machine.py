@@ -245,16 +245,14 @@ class Machine:
 
 
 def _new_cgroups() -> Iterable[tuple[str, Path]]:
-    """A cgroup in each hierarchy that a systemd puts its units into (cgroups(7): v1's by the name
-    systemd, and v2), by its name below /sys/fs/cgroup."""
+    """A cgroup in each hierarchy that a systemd may put its units into (cgroups(7)), by its name
+    below /sys/fs/cgroup. A cpuset of version 1 cannot be joined as it is made; systemd has no use
+    for it."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
-        number, controllers, path = line.split(":", 2)
-        if number != "0" and controllers != "name=systemd":
-            continue
-        found = ["systemd"] if number != "0" else ["unified", "."]
-        for name in found:
+        _, controllers, path = line.split(":", 2)
+        for name in [controllers.removeprefix("name=")] if controllers else ["unified", "."]:
             hierarchy = Path("/sys/fs/cgroup", name)
-            if (hierarchy / "cgroup.procs").exists():
+            if name != "cpuset" and (hierarchy / "cgroup.procs").exists():
                 new = hierarchy / path.lstrip("/") / f"blobfs-test-{secrets.token_hex(4)}"
                 new.mkdir()
                 yield name, new
