@@ -104,9 +104,9 @@ ln -s ../systemd-journald.socket ../systemd-journald-dev-log.socket \
     /run/systemd/system/sockets.target.wants/
 printf %s "$TARGET" >/run/systemd/system/test.target
 printf %s "$POWER_OFF" >/run/systemd/system/test-off.target
-export SYSTEMD_UNIT_PATH=/etc/systemd/system:/run/systemd/system:/run/systemd/generator:/usr/local/lib/systemd/system
+path=/etc/systemd/system:/run/systemd/system:/run/systemd/generator:/usr/local/lib/systemd/system
 rm -rf /etc/systemd/system/*
-exec env -i container=blobfs-test SYSTEMD_UNIT_PATH="$SYSTEMD_UNIT_PATH" \
+exec env -i container=blobfs-test SYSTEMD_UNIT_PATH=$path \
     /lib/systemd/systemd --system --unit=test.target --log-target=console
 """
 
@@ -204,7 +204,7 @@ class Machine:
 
     def enter(self) -> list[str]:
         """The words before a command that is to run there."""
-        return ["/usr/bin/nsenter", "-t", str(self.pid), *"-m -p -C -i -u".split()]
+        return ["/usr/bin/nsenter", "-t", str(self.pid), "-m", "-p", "-C", "-i", "-u"]
 
     def sh(self, script: str, **kwargs: object) -> str:
         """Run a shell script there; its standard output."""
@@ -214,9 +214,7 @@ class Machine:
         """The file system types mounted there, lowest first."""
         lines = Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines()
         found = [line.partition(" - ") for line in lines]
-        return [
-            after.split()[0] for before, _, after in found if before.split()[4] == str(path)
-        ]
+        return [after.split()[0] for before, _, after in found if before.split()[4] == str(path)]
 
     def wait_for(self, what: str, condition: object, limit_s: float = 30) -> None:
         """Until `condition()` is true."""

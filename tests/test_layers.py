@@ -24,7 +24,7 @@ LAYERS: tuple[set[str], ...] = (
     {"source", "attributes", "providers", "draft", "logs", "argv", "probing", "values"},
     {"keyring"},
     {"access", "xattrs", "reader", "writer"},
-    {"options", "inodes", "recovery", "renewal"},
+    {"options", "inodes", "recovery", "renewal", "system"},
     {"fs", "session", "keeper"},
     {"fuse", "recovering", "upkeep"},
     {"mount"},

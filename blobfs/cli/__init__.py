@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from blobfs import __version__, sas
-from blobfs.cli import keys, mounting, recover, tokens, unmounting, upkeep
+from blobfs.cli import keys, mounting, recover, system, tokens, unmounting, upkeep
 from blobfs.errors import BlobfsError, UsageError
 from blobfs.mount import EXIT_FAILURE, EXIT_USAGE
 
@@ -58,6 +58,7 @@ def _parser() -> tuple[argparse.ArgumentParser, frozenset[str]]:
     )
     parser.add_argument("--version", action="version", version=f"blobfs {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for module in (mounting, upkeep, recover, keys, tokens):
+    for module in (mounting, upkeep, recover, keys, tokens, system):
         module.add(verbs)
+    parser.set_defaults(program=parser)  # for what is generated from it
     return parser, frozenset(verbs.choices)

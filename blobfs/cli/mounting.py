@@ -59,14 +59,19 @@ def _add_mount_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_mount, sloppy=False)
 
 
+def option_rows() -> list[tuple[str, str, str]]:
+    """Each mount option (`name=`, or `name, noname`), its default and its meaning."""
+    rows = []
+    for line in option_table().splitlines():
+        if line.startswith("| `"):
+            name, default, text = (cell.strip().replace("`", "") for cell in line[1:-1].split("|"))
+            rows.append((name, default, text))
+    return rows
+
+
 def _options_help() -> str:
-    rows = [
-        [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
-        for line in option_table().splitlines()
-        if line.startswith("| `")
-    ]
     lines = ["options for -o, separated by commas (defaults in brackets):"]
-    for name, default, text in rows:
+    for name, default, text in option_rows():
         shown = re.sub(r"(\w+), no\1", r"[no]\1", name)
         lines.append(f"  {shown:<22} {text}" + (f" ({default})" if default else ""))
     lines += [
