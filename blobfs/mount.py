@@ -41,7 +41,7 @@ from blobfs.fs.store import ATTRIBUTE_DELAY
 from blobfs.fuse import Operations
 from blobfs.keeper import keep
 from blobfs.keyring import Keyring
-from blobfs.mountinfo import blobfs_at, is_automount, is_dead, unmount
+from blobfs.mountinfo import blobfs_at, is_automount, is_dead, note_network, unmount
 from blobfs.options import MountOptions, kernel_options
 from blobfs.probing import granted
 from blobfs.reader import Reader, ReadPolicy
@@ -176,7 +176,10 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
         operations = Operations(fs, options.timeout)
         service = Service(lambda: _status(options, fs, tokens), lambda: _reload(options))
         unmounted = False
-        pyfuse3.init(operations, str(options.mountpoint), kernel_options(options))
+        try:
+            pyfuse3.init(operations, str(options.mountpoint), kernel_options(options))
+        except RuntimeError:  # of libfuse, which has said more on standard error
+            raise OSError(f"the system refuses a FUSE mount on {options.mountpoint}") from None
         try:
             nursery.start_soon(_end_on_signal)
             nursery.start_soon(_save_attributes, fs)
@@ -318,6 +321,8 @@ async def _announce(
     """Once the mount answers, say so, and until when its tokens are valid."""
     status = await trio.to_thread.run_sync(os.stat, options.mountpoint, abandon_on_cancel=True)
     _raise_read_ahead(status.st_dev)
+    if os.geteuid() == 0:
+        await trio.to_thread.run_sync(note_network, options.source.display, options.mountpoint)
     try:
         ending.hold(status.st_dev)
     except OSError as exc:

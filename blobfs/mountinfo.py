@@ -89,5 +89,19 @@ def unmount(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def note_network(source: str, path: Path) -> None:
+    """Tell mount(8), and through it systemd, that this mount needs the network, as `_netdev` in
+    fstab does: so that it is unmounted before the network is, and umount(8), which looks for a
+    helper of the kernel's type for a mount that it has noted nothing of, finds ours. Only root can.
+    """
+    command = [_program("mount"), "--no-canonicalize", "--internal-only", "--fake"]
+    subprocess.run(
+        [*command, "-t", FSTYPE, "-o", "_netdev", source, str(path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+
+
 def _program(name: str) -> str:
     return shutil.which(name) or shutil.which(name, path=_PROGRAMS) or name

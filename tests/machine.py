@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,8 +25,7 @@ from tests.mounts import ROOT
 
 START_LIMIT_S = 60
 COMMAND_LIMIT_S = 60
-
-PYTHON = sys.executable
+WAIT_LIMIT_S = 30
 
 # No systemd-tmpfiles, sysctl, remount-fs or udev among them: only the units that are listed run.
 _UNITS = (
@@ -82,21 +81,29 @@ if ((${#CGROUPS[@]})); then
         mount --bind "${CGROUPS[$hierarchy]}" "sys/fs/cgroup/$hierarchy"
     done
 fi
-for dir in "${SHARED[@]}"; do
+for dir in "${CODE[@]}" "$TEST"; do
     mkdir -p ".$dir"
     mount --bind "$dir" ".$dir"
 done
+for dir in "${CODE[@]}"; do mount -o remount,bind,ro ".$dir"; done
 mkdir old
 pivot_root . old
 cd /
 umount -l old
 rmdir old
 : >/etc/fstab
-chmod 711 /root  # the interpreter may lie there, and other users use it here
+# other users shall reach the interpreter, wherever it lies; what is shared is not changed
+for dir in "${CODE[@]}" "$INTERPRETER"; do
+    while [[ $dir != / ]]; do
+        dir=$(dirname "$dir")
+        chmod o+x "$dir" 2>/dev/null || true
+    done
+done
 test ! -e /tmp/blobfs-marker || { echo "/tmp is the machine's own" >&2; exit 1; }
 """
 
 _BOOT = r"""
+mount --make-rshared /  # as systemd does where it is not in a container; LoadCredential= needs it
 mkdir -p /run/systemd/system
 for unit in $UNITS; do ln -s /lib/systemd/system/$unit /run/systemd/system/; done
 mkdir /run/systemd/system/sockets.target.wants
@@ -104,6 +111,12 @@ ln -s ../systemd-journald.socket ../systemd-journald-dev-log.socket \
     /run/systemd/system/sockets.target.wants/
 printf %s "$TARGET" >/run/systemd/system/test.target
 printf %s "$POWER_OFF" >/run/systemd/system/test-off.target
+# what is mounted already stays until the end
+findmnt -rno TARGET | while read -r dir; do
+    drop_in=/run/systemd/system/$(systemd-escape --path --suffix=mount "$(printf %b "$dir")").d
+    mkdir -p "$drop_in"
+    printf '[Unit]\nDefaultDependencies=no\nIgnoreOnIsolate=yes\n' >"$drop_in/stay.conf"
+done
 path=/etc/systemd/system:/run/systemd/system:/run/systemd/generator:/usr/local/lib/systemd/system
 rm -rf /etc/systemd/system/*
 exec env -i container=blobfs-test SYSTEMD_UNIT_PATH=$path \
@@ -124,17 +137,18 @@ class Machine:
         self._state = tmp_path / f"machine-{secrets.token_hex(4)}"
         self._state.mkdir()
         self.console = tmp_path / f"{self._state.name}.console"
-        self._shared = [str(ROOT), sys.prefix, str(tmp_path)]
+        self._test = tmp_path
         self._cgroups: dict[str, Path] = {}
         self._process: subprocess.Popen[str] | None = None
         self.pid = 0
 
     def start(self) -> None:
         self._cgroups = dict(_new_cgroups()) if self._systemd else {}
-        shared = " ".join(map(shlex.quote, self._shared))
         self.console.touch()
         cgroups = " ".join(f"[{name}]={path}" for name, path in self._cgroups.items())
-        script = f"CONSOLE={self.console}\nSTATE={self._state}\nSHARED=({shared})\n"
+        script = f"CONSOLE={self.console}\nSTATE={self._state}\nTEST={self._test}\n"
+        script += f"CODE=({shlex.quote(str(ROOT))} {shlex.quote(sys.prefix)})\n"
+        script += f"INTERPRETER={shlex.quote(sys.base_prefix)}/bin\n"
         script += f"declare -A CGROUPS=({cgroups})\n{_SET_UP}"
         if self._systemd:
             script += f"UNITS={shlex.quote(' '.join(_UNITS))}\nTARGET={shlex.quote(_TARGET)}\n"
@@ -216,12 +230,17 @@ class Machine:
         found = [line.partition(" - ") for line in lines]
         return [after.split()[0] for before, _, after in found if before.split()[4] == str(path)]
 
-    def wait_for(self, what: str, condition: object, limit_s: float = 30) -> None:
+    def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
         """Until `condition()` is true."""
-        deadline = time.monotonic() + limit_s
-        while not condition():  # type: ignore[operator]
-            assert time.monotonic() < deadline, f"not within {limit_s} s: {what}"
+        deadline = time.monotonic() + WAIT_LIMIT_S
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {WAIT_LIMIT_S} s: {what}"
             time.sleep(0.05)
+
+    def processes(self, words: str) -> list[int]:
+        """Those there with `words` in their command line, by their numbers there."""
+        found = self.run("pgrep", "-f", words, check=False).stdout.split()
+        return [int(pid) for pid in found]
 
     def end(self) -> None:
         """Everything in it is killed: process 1 takes its namespace along."""

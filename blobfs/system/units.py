@@ -163,7 +163,7 @@ StateDirectoryMode=0700
 LimitCORE=0
 UMask=0077
 NoNewPrivileges=yes
-CapabilityBoundingSet=CAP_SYS_ADMIN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH
+CapabilityBoundingSet=CAP_SYS_ADMIN CAP_DAC_READ_SEARCH
 DevicePolicy=closed
 DeviceAllow=/dev/fuse rw
 KeyringMode=private
@@ -177,6 +177,7 @@ RestrictRealtime=yes
 RestrictSUIDSGID=yes
 SystemCallArchitectures=native
 SystemCallFilter=@system-service @mount
+SystemCallFilter=~@resources
 SystemCallErrorNumber=EPERM
 
 [Install]
