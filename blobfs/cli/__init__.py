@@ -49,6 +49,11 @@ class _Formatter(argparse.HelpFormatter):
         self._action_max_length = 14  # the verbs, whose indentation argparse does not count
 
 
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of the `blobfs` command."""
+    return _parser()[0]
+
+
 def _parser() -> tuple[argparse.ArgumentParser, frozenset[str]]:
     parser = argparse.ArgumentParser(
         prog="blobfs",

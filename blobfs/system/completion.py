@@ -29,9 +29,15 @@ def _words(command: Command) -> list[str]:
     return [*(verb.words[-1] for verb in command.verbs), *command.flags]
 
 
+def _pattern(command: Command) -> str:
+    """For `case`, over the words typed: those of a command without verbs may have more after it."""
+    words = shlex.quote(" ".join(command.words))
+    return words if command.verbs else f"{words}|{words}' '*"
+
+
 def _bash(tree: Command, rows: Sequence[Row]) -> str:
     cases = "\n".join(
-        f"        {shlex.quote(' '.join(at.words))}) words={shlex.quote(' '.join(_words(at)))} ;;"
+        f"        {_pattern(at)}) words={shlex.quote(' '.join(_words(at)))} ;;"
         for at in tree.walk()
     )
     # bash breaks words at = and :, and replaces only what comes after the last of them: `cur`.
@@ -68,8 +74,7 @@ complete -o default -F _blobfs blobfs
 
 def _zsh(tree: Command, rows: Sequence[Row]) -> str:
     cases = "\n".join(
-        f"    {shlex.quote(' '.join(command.words))}) candidates=({_described(command)}) ;;"
-        for command in tree.walk()
+        f"    {_pattern(command)}) candidates=({_described(command)}) ;;" for command in tree.walk()
     )
     values = " ".join(
         shlex.quote(
@@ -113,8 +118,13 @@ def _fish(tree: Command, rows: Sequence[Row]) -> str:
     lines = [
         f"# fish completion of blobfs. {MARK}",
         "function __blobfs_at",
-        "    set -l words (commandline -opc)[2..]",
-        "    test (string join ' ' -- (string match -v -- '-*' $words)) = \"$argv\"",
+        "    set -l words (string match -v -- '-*' (commandline -opc)[2..])",
+        '    test "$words" = "$argv"',
+        "end",
+        "function __blobfs_in",
+        "    set -l words (string match -v -- '-*' (commandline -opc)[2..])",
+        "    set -l count (count $argv)",
+        '    test "$words[1..$count]" = "$argv"',
         "end",
         "function __blobfs_options",
         "    set -l typed (commandline -ct)",
@@ -125,7 +135,9 @@ def _fish(tree: Command, rows: Sequence[Row]) -> str:
         "end",
     ]
     for command in tree.walk():
-        at = shlex.quote(f"__blobfs_at {' '.join(command.words)}".rstrip())
+        at = shlex.quote(
+            " ".join(("__blobfs_at" if command.verbs else "__blobfs_in", *command.words))
+        )
         start = f"complete -c blobfs -n {at}"
         lines += [
             f"{start} -f -a {verb.words[-1]} -d {_fish_quote(verb.help)}" for verb in command.verbs
