@@ -89,8 +89,8 @@ def _in_root(chosen: argparse.Namespace, *, wanted: bool) -> int:
         for line in chain(work(root, _files(chosen, root)), hint):
             print(line)
     except OSError as exc:
-        what = "install into" if wanted else "uninstall from"
-        raise OptionError(f"cannot {what} {exc.filename or root}: {exc.strerror}") from None
+        what = "cannot install into" if wanted else "cannot uninstall from"
+        raise OptionError(f"{what} {exc.filename or root}: {exc.strerror}") from None
     if wanted and root == Path("/") and os.path.isdir("/run/systemd/system"):
         print("run: systemctl daemon-reload")
     return 0

@@ -7,7 +7,6 @@ else: so each names its interpreter, and takes nothing from the environment (`py
 import sys
 from pathlib import Path
 
-import blobfs
 from blobfs.system.files import MARK, File
 
 # Path -> function of blobfs.cli. mount(8) looks nowhere else than in /sbin.
@@ -24,7 +23,7 @@ _LONGEST_INTERPRETER = 120  # execve(2) cuts the line after 127 bytes on old ker
 
 def wrappers(root: Path) -> list[File]:
     interpreter = _inside(root, Path(sys.executable))
-    packages = _inside(root, Path(blobfs.__file__).parents[1])
+    packages = _inside(root, Path(__file__).parents[2])
     return [
         File(path, _script(interpreter, packages, function), 0o755)
         for path, function in PROGRAMS.items()
