@@ -342,7 +342,9 @@ def _status(options: MountOptions, fs: Filesystem, tokens: list[Renewal]) -> str
     drafts = (node.draft for node in fs.inodes)
     unsaved = sum(draft is not None and draft.dirty for draft in drafts)
     stored = f"{unsaved} not stored yet" if unsaved else "all stored"
-    return f"{options.source.display}: {fs.inodes.open_handles} open, {stored}; {first.expiry_line()}"
+    return (
+        f"{options.source.display}: {fs.inodes.open_handles} open, {stored}; {first.expiry_line()}"
+    )
 
 
 def _reload(options: MountOptions) -> None:

@@ -94,8 +94,6 @@ def _usage(parsers: Iterable[argparse.ArgumentParser]) -> list[str]:
 
 
 def _command(command: Command) -> list[str]:
-    if command.verbs:
-        return []
     usage = " ".join(command.parser.format_usage().split()).removeprefix("usage: ")
     return [
         f'.SS "{_escape(" ".join(("blobfs", *command.words)))}"',
