@@ -20,10 +20,11 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from blobfs import ending, logs
+from blobfs import logs
 from blobfs.attributes import Defaults, Kind, kind_of
 from blobfs.blobs import BlobInfo, Client, Container
 from blobfs.draft import PAGE, PagePool
+from blobfs.ending import Ending
 from blobfs.envelope import Protocol
 from blobfs.errors import (
     BlobfsError,
@@ -41,7 +42,7 @@ from blobfs.fs.store import ATTRIBUTE_DELAY
 from blobfs.fuse import Operations
 from blobfs.keeper import keep
 from blobfs.keyring import Keyring
-from blobfs.mountinfo import blobfs_at, is_automount, is_dead, note_network, unmount
+from blobfs.mountinfo import blobfs_at, is_automount, is_dead, unmount
 from blobfs.options import MountOptions, kernel_options
 from blobfs.probing import granted
 from blobfs.reader import Reader, ReadPolicy
@@ -175,6 +176,7 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
             fs.store.take_up(fs.store.inodes.root, markers[0])
         operations = Operations(fs, options.timeout)
         service = Service(lambda: _status(options, fs, tokens), lambda: _reload(options))
+        end = Ending()
         unmounted = False
         try:
             pyfuse3.init(operations, str(options.mountpoint), kernel_options(options))
@@ -186,11 +188,12 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
             nursery.start_soon(service.run)
             for token in tokens:
                 nursery.start_soon(token.watch)
-            nursery.start_soon(_announce, options, client, tokens, service, ready)
+            nursery.start_soon(_announce, options, client, tokens, service, end, ready)
             await pyfuse3.main(max_tasks=MAX_TASKS)
             unmounted = blobfs_at(options.mountpoint) is None
         finally:
             service.stopping()
+            end.let_go()
             with trio.move_on_after(DRAIN_TIME, shield=True):
                 await _drain(fs, unmounted=unmounted)
             pyfuse3.close(unmount=True)
@@ -316,15 +319,14 @@ async def _announce(
     client: Client,
     tokens: list[Renewal],
     service: Service,
+    end: Ending,
     ready: Callable[[], None],
 ) -> None:
     """Once the mount answers, say so, and until when its tokens are valid."""
     status = await trio.to_thread.run_sync(os.stat, options.mountpoint, abandon_on_cancel=True)
     _raise_read_ahead(status.st_dev)
-    if os.geteuid() == 0:
-        await trio.to_thread.run_sync(note_network, options.source.display, options.mountpoint)
     try:
-        ending.hold(status.st_dev)
+        await end.hold(status.st_dev)
     except OSError as exc:
         log.warning("umount %s will not wait for the daemon: %s", options.mountpoint, exc)
     log.info("mounted %s on %s", options.source.display, options.mountpoint)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 FSTYPE = "fuse.blobfs"
 
+_NOTE_TIME = 10.0
+
 _PROGRAMS = "/usr/sbin:/usr/bin:/sbin:/bin"  # mount(8) may have been called without a PATH
 
 
@@ -93,12 +95,15 @@ def note_network(source: str, path: Path) -> None:
     """Tell mount(8), and through it systemd, that this mount needs the network, as `_netdev` in
     fstab does: so that it is unmounted before the network is, and umount(8), which looks for a
     helper of the kernel's type for a mount that it has noted nothing of, finds ours. Only root can.
+    Raises subprocess.TimeoutExpired.
     """
     command = [_program("mount"), "--no-canonicalize", "--internal-only", "--fake"]
     subprocess.run(
         [*command, "-t", FSTYPE, "-o", "_netdev", source, str(path)],
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=_NOTE_TIME,
         check=False,
     )
 

@@ -204,12 +204,21 @@ class Machine:
         if user is not None:
             as_user.append("--clear-groups")
         done = subprocess.run(
-            [*self.enter(), *as_user, *map(str, command)],
+            # a time limit from inside: who is killed here leaves a child there
+            [
+                *self.enter(),
+                "timeout",
+                "-k",
+                "5",
+                str(COMMAND_LIMIT_S),
+                *as_user,
+                *map(str, command),
+            ],
             input=stdin,
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)} if env is None else env,
-            timeout=COMMAND_LIMIT_S,
+            timeout=COMMAND_LIMIT_S + 10,
             check=False,
         )
         if check and done.returncode != 0:

@@ -3,7 +3,9 @@
 import argparse
 import os
 import re
+import subprocess
 import sys
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from blobfs.argv import hide_secrets
 from blobfs.cli.verbs import Verbs
 from blobfs.errors import OptionError
 from blobfs.mount import EXIT_FAILURE, mount
+from blobfs.mountinfo import note_network
 from blobfs.options import option_table, parse_mount, split_options
 from blobfs.remounting import remount
 from blobfs.session import parse_by_clock
@@ -39,6 +42,7 @@ def helper_parser() -> argparse.ArgumentParser:
     parser.add_argument("-n", action="store_true", help="accepted: there is no mtab to write")
     parser.add_argument("-t", metavar="TYPE", help="accepted: the type is fuse.blobfs")
     parser.add_argument("-N", metavar="NAMESPACE", help="mount in this mount namespace (a path)")
+    parser.set_defaults(noted=True)  # umount(8) will look for a helper, too
     return parser
 
 
@@ -56,7 +60,7 @@ def _add_mount_arguments(parser: argparse.ArgumentParser) -> None:
         "-f", "--fake", action="store_true", help="check source, options and token, do not mount"
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is mounted where")
-    parser.set_defaults(run=_mount, sloppy=False)
+    parser.set_defaults(run=_mount, sloppy=False, noted=False)
 
 
 def option_rows() -> list[tuple[str, str, str]]:
@@ -102,7 +106,13 @@ def _mount(chosen: argparse.Namespace) -> int:
     )
     if chosen.verbose:
         print(f"blobfs: {options.source.display} on {options.mountpoint}", file=sys.stderr)
-    return 0 if chosen.fake else mount(options)
+    if chosen.fake:
+        return 0
+    status = mount(options)
+    if status == 0 and chosen.noted and not options.foreground and os.geteuid() == 0:
+        with suppress(subprocess.TimeoutExpired):
+            note_network(options.source.display, options.mountpoint)
+    return status
 
 
 def _remount(mountpoint: Path, names: list[str]) -> int:
