@@ -24,6 +24,7 @@ from blobfs import control, logs
 from blobfs.attributes import Defaults, Kind, kind_of
 from blobfs.blobs import BlobInfo, Client, Container
 from blobfs.draft import PAGE, PagePool
+from blobfs.ending import Ending
 from blobfs.envelope import Protocol
 from blobfs.errors import (
     BlobfsError,
@@ -40,14 +41,15 @@ from blobfs.errors import (
 from blobfs.fs import Filesystem, Store, StorePolicy, Volume
 from blobfs.fs.store import ATTRIBUTE_DELAY
 from blobfs.fuse import Operations
+from blobfs.keeper import keep
 from blobfs.keyring import Keyring
-from blobfs.mountinfo import blobfs_at
-from blobfs.notify import notify
+from blobfs.mountinfo import blobfs_at, is_automount, is_dead, unmount
 from blobfs.options import MountOptions, kernel_options
 from blobfs.probing import granted
 from blobfs.reader import Reader, ReadPolicy
 from blobfs.renewal import Renewal
 from blobfs.sas import check, clock_note, redact, untimely
+from blobfs.service import Service
 from blobfs.session import open_keyring
 from blobfs.spool import Spool
 from blobfs.status import MountStatus
@@ -78,6 +80,8 @@ def mount(options: MountOptions) -> int:
     if os.fork() == 0:
         os.close(receiver)
         status = EXIT_FAILURE
+        if is_automount(options.mountpoint):
+            keep(options, sender)
         try:
             status = _run(options, lambda: _detach(sender))
         finally:
@@ -142,19 +146,17 @@ def _explain(options: MountOptions, exc: BaseException) -> str:
 
 
 def _check_mountpoint(path: Path) -> None:
-    # Only what lies on top counts: an autofs trigger below it is no mount of ours.
-    if _is_mounted(path):
-        raise OptionError(f"{path} has a blobfs mount already; unmount it with: umount {path}")
+    if blobfs_at(path) is not None:
+        if not is_dead(path):
+            raise OptionError(f"{path} has a blobfs mount already; unmount it with: umount {path}")
+        log.warning("the daemon of an earlier mount on %s was killed; its mount is removed", path)
+        unmount(path, "-l")
     try:
         is_directory = path.is_dir()
     except OSError as exc:
         raise OptionError(f"the mount point {path} cannot be used: {exc.strerror}") from None
     if not is_directory:
         raise OptionError(f"the mount point {path} is not a directory; make it with: mkdir {path}")
-
-
-def _is_mounted(path: Path) -> bool:
-    return blobfs_at(path) is not None
 
 
 async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], None]) -> None:
@@ -197,17 +199,22 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
             from blobfs.prometheus import Endpoint  # 0.1 s that other mounts need not wait
 
             nursery.start_soon(Endpoint(options.metrics).serve, status)
+        service = Service(lambda: _status(options, fs, tokens), lambda: _reload(options))
+        end = Ending()
         unmounted = False
         _init(operations, options)
         try:
             nursery.start_soon(_end_on_signal)
             nursery.start_soon(_save_attributes, fs)
+            nursery.start_soon(service.run)
             for token in tokens:
                 nursery.start_soon(token.watch)
-            nursery.start_soon(_announce, options, status, tokens, nursery, ready)
+            nursery.start_soon(_announce, options, status, tokens, service, end, nursery, ready)
             await pyfuse3.main(max_tasks=MAX_TASKS)
-            unmounted = not _is_mounted(options.mountpoint)
+            unmounted = blobfs_at(options.mountpoint) is None
         finally:
+            service.stopping()
+            end.let_go()
             with trio.move_on_after(DRAIN_TIME, shield=True):
                 await _drain(fs, unmounted=unmounted)
             pyfuse3.close(unmount=True)
@@ -343,6 +350,8 @@ async def _announce(
     options: MountOptions,
     status: MountStatus,
     tokens: list[Renewal],
+    service: Service,
+    end: Ending,
     nursery: trio.Nursery,
     ready: Callable[[], None],
 ) -> None:
@@ -350,15 +359,37 @@ async def _announce(
     root = await trio.to_thread.run_sync(os.stat, options.mountpoint, abandon_on_cancel=True)
     _raise_read_ahead(root.st_dev)
     await nursery.start(control.serve, root.st_dev, status.answer)
+    try:
+        await end.hold(root.st_dev)
+    except OSError as exc:
+        log.warning("umount %s will not wait for the daemon: %s", options.mountpoint, exc)
     log.info("mounted %s on %s", options.source.display, options.mountpoint)
     if note := clock_note(status.client.clock_skew):
         log.warning("%s: expiry is judged by the service's", note)
     for token in tokens:
         log.info("%s", token.expiry_line())
-    # The first to end is what systemd shows.
-    first = min(tokens, key=lambda token: token.expiry or datetime.max.replace(tzinfo=UTC))
-    notify(f"STATUS={first.expiry_line()}")
+    service.ready()
     ready()
+
+
+def _status(options: MountOptions, fs: Filesystem, tokens: list[Renewal]) -> str:
+    """What `systemctl status` shows; of several tokens the first to end."""
+    first = min(tokens, key=lambda token: token.expiry or datetime.max.replace(tzinfo=UTC))
+    unsaved = sum(draft.dirty for draft in list(fs.store.pool.drafts))
+    stored = f"{unsaved} not stored yet" if unsaved else "all stored"
+    return (
+        f"{options.source.display}: {fs.inodes.open_handles} open, {stored}; {first.expiry_line()}"
+    )
+
+
+def _reload(options: MountOptions) -> None:
+    """Tokens and keys are not read here: a log file that was rotated is opened anew."""
+    try:
+        logs.configure(options.log_level, options.log_file, foreground=options.foreground)
+    except OSError as exc:
+        log.error("the log stays as it is: %s", exc)
+    else:
+        log.info("reloaded")
 
 
 def _raise_read_ahead(device: int) -> None:

@@ -1,12 +1,19 @@
 """What is mounted where, as the kernel says in /proc/self/mountinfo (proc(5)): asking a file system
 itself could trigger an automount, or wait for a daemon that is gone."""
 
+import errno
 import os
 import re
+import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 FSTYPE = "fuse.blobfs"
+
+_NOTE_TIME = 10.0
+
+_PROGRAMS = "/usr/sbin:/usr/bin:/sbin:/bin"  # mount(8) may have been called without a PATH
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +63,50 @@ def blobfs_at(path: Path) -> Mounted | None:
     blobfs that another file system covers."""
     mounts = mounts_at(path)
     return mounts[-1] if mounts and mounts[-1].fstype == FSTYPE else None
+
+
+def is_automount(path: Path) -> bool:
+    """Whether an access of `path` would have autofs mount something there."""
+    mounts = mounts_at(path)
+    return bool(mounts) and mounts[-1].fstype == "autofs"
+
+
+def is_dead(path: Path) -> bool:
+    """Whether the daemon of the FUSE mount on `path` has ended without an unmount."""
+    try:
+        os.statvfs(path)
+    except OSError as exc:
+        return exc.errno == errno.ENOTCONN
+    return False
+
+
+def unmount(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Unmount by what may: umount(8) for root, else fusermount3, which knows `-l` as `-z`."""
+    if os.geteuid() == 0:
+        command = [_program("umount"), "-i", *flags]
+    else:
+        command = [_program("fusermount3"), "-u", *("-z" for flag in flags if flag == "-l")]
+    return subprocess.run(
+        [*command, str(path)], capture_output=True, text=True, errors="replace", check=False
+    )
+
+
+def note_network(source: str, path: Path) -> None:
+    """Tell mount(8), and through it systemd, that this mount needs the network, as `_netdev` in
+    fstab does: so that it is unmounted before the network is, and umount(8), which looks for a
+    helper of the kernel's type for a mount that it has noted nothing of, finds ours. Only root can.
+    Raises subprocess.TimeoutExpired.
+    """
+    command = [_program("mount"), "--no-canonicalize", "--internal-only", "--fake"]
+    subprocess.run(
+        [*command, "-t", FSTYPE, "-o", "_netdev", source, str(path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=_NOTE_TIME,
+        check=False,
+    )
+
+
+def _program(name: str) -> str:
+    return shutil.which(name) or shutil.which(name, path=_PROGRAMS) or name

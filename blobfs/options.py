@@ -301,6 +301,11 @@ def _collect(texts: Sequence[str], *, sloppy: bool) -> tuple[dict[str, Any], tup
     return given, tuple(fuse.values())
 
 
+def check_options(texts: Sequence[str]) -> None:
+    """Raise OptionError for names and values that no mount takes; no file is read."""
+    _collect(texts, sloppy=False)
+
+
 def _unknown(name: str) -> OptionError:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", name):
         return OptionError("one of the options is not NAME or NAME=VALUE")  # may be a secret

@@ -17,15 +17,15 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first. A module imports only from lower layers; a package counts as one module.
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "cache", "metrics", "address", "journal", "mountinfo"},
+    {"errors", "cache", "metrics", "address", "journal", "mountinfo", "notify"},
     {"sas", "control"},
     {"names", "spool", "envelope", "blobs"},
-    {"staged"},
-    {"source", "attributes", "providers", "draft", "logs", "argv", "notify", "probing", "values"},
+    {"staged", "ending", "remounting", "service"},
+    {"source", "attributes", "providers", "draft", "logs", "argv", "probing", "values"},
     {"keyring"},
     {"access", "xattrs", "reader", "writer"},
-    {"options", "inodes", "recovery", "renewal"},
-    {"fs", "session"},
+    {"options", "inodes", "recovery", "renewal", "system"},
+    {"fs", "session", "keeper"},
     {"fuse", "recovering", "upkeep"},
     {"status", "doctor"},
     {"prometheus"},

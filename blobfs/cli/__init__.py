@@ -5,7 +5,17 @@ import sys
 from collections.abc import Sequence
 
 from blobfs import __version__, sas
-from blobfs.cli import doctor, keys, mounting, recover, status, tokens, upkeep
+from blobfs.cli import (
+    doctor,
+    keys,
+    mounting,
+    recover,
+    status,
+    system,
+    tokens,
+    unmounting,
+    upkeep,
+)
 from blobfs.errors import BlobfsError, UsageError
 from blobfs.mount import EXIT_FAILURE, EXIT_USAGE
 
@@ -26,6 +36,12 @@ def mount_helper(argv: Sequence[str] | None = None) -> int:
     return _reporting(chosen)
 
 
+def umount_helper(argv: Sequence[str] | None = None) -> int:
+    """`umount.blobfs` and `umount.fuse.blobfs`: the arguments are those that umount(8) passes."""
+    chosen = unmounting.helper_parser().parse_args(sys.argv[1:] if argv is None else argv)
+    return _reporting(chosen)
+
+
 def _reporting(chosen: argparse.Namespace) -> int:
     try:
         status: int = chosen.run(chosen)
@@ -43,6 +59,11 @@ class _Formatter(argparse.HelpFormatter):
         self._action_max_length = 14  # the verbs, whose indentation argparse does not count
 
 
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of the `blobfs` command."""
+    return _parser()[0]
+
+
 def _parser() -> tuple[argparse.ArgumentParser, frozenset[str]]:
     parser = argparse.ArgumentParser(
         prog="blobfs",
@@ -52,6 +73,7 @@ def _parser() -> tuple[argparse.ArgumentParser, frozenset[str]]:
     )
     parser.add_argument("--version", action="version", version=f"blobfs {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for module in (mounting, status, doctor, upkeep, recover, keys, tokens):
+    for module in (mounting, status, doctor, upkeep, recover, keys, tokens, system):
         module.add(verbs)
+    parser.set_defaults(program=parser)  # for what is generated from it
     return parser, frozenset(verbs.choices)

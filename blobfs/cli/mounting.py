@@ -3,13 +3,19 @@
 import argparse
 import os
 import re
+import subprocess
 import sys
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
 
 from blobfs.argv import hide_secrets
 from blobfs.cli.verbs import Verbs
 from blobfs.errors import OptionError
-from blobfs.mount import mount
-from blobfs.options import option_table, parse_mount
+from blobfs.mount import EXIT_FAILURE, mount
+from blobfs.mountinfo import note_network
+from blobfs.options import option_table, parse_mount, split_options
+from blobfs.remounting import remount
 from blobfs.session import parse_by_clock
 
 
@@ -36,6 +42,7 @@ def helper_parser() -> argparse.ArgumentParser:
     parser.add_argument("-n", action="store_true", help="accepted: there is no mtab to write")
     parser.add_argument("-t", metavar="TYPE", help="accepted: the type is fuse.blobfs")
     parser.add_argument("-N", metavar="NAMESPACE", help="mount in this mount namespace (a path)")
+    parser.set_defaults(noted=True)  # umount(8) will look for a helper, too
     return parser
 
 
@@ -53,17 +60,22 @@ def _add_mount_arguments(parser: argparse.ArgumentParser) -> None:
         "-f", "--fake", action="store_true", help="check source, options and token, do not mount"
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is mounted where")
-    parser.set_defaults(run=_mount, sloppy=False)
+    parser.set_defaults(run=_mount, sloppy=False, noted=False)
+
+
+def option_rows() -> list[tuple[str, str, str]]:
+    """Each mount option (`name=`, or `name, noname`), its default and its meaning."""
+    rows = []
+    for line in option_table().splitlines():
+        if line.startswith("| `"):
+            name, default, text = (cell.strip().replace("`", "") for cell in line[1:-1].split("|"))
+            rows.append((name, default, text))
+    return rows
 
 
 def _options_help() -> str:
-    rows = [
-        [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
-        for line in option_table().splitlines()
-        if line.startswith("| `")
-    ]
     lines = ["options for -o, separated by commas (defaults in brackets):"]
-    for name, default, text in rows:
+    for name, default, text in option_rows():
         shown = re.sub(r"(\w+), no\1", r"[no]\1", name)
         lines.append(f"  {shown:<22} {text}" + (f" ({default})" if default else ""))
     lines += [
@@ -84,6 +96,9 @@ def _mount(chosen: argparse.Namespace) -> int:
     namespace = getattr(chosen, "N", None)
     if namespace:
         _enter_namespace(namespace)
+    names = [name for name, _ in chain.from_iterable(map(split_options, texts))]
+    if "remount" in names:
+        return 0 if chosen.fake else _remount(Path(chosen.mountpoint).absolute(), names)
     options = parse_by_clock(
         lambda now: parse_mount(
             chosen.source, chosen.mountpoint, texts, now=now, sloppy=chosen.sloppy
@@ -91,7 +106,22 @@ def _mount(chosen: argparse.Namespace) -> int:
     )
     if chosen.verbose:
         print(f"blobfs: {options.source.display} on {options.mountpoint}", file=sys.stderr)
-    return 0 if chosen.fake else mount(options)
+    if chosen.fake:
+        return 0
+    status = mount(options)
+    if status == 0 and chosen.noted and not options.foreground and os.geteuid() == 0:
+        with suppress(subprocess.TimeoutExpired):
+            note_network(options.source.display, options.mountpoint)
+    return status
+
+
+def _remount(mountpoint: Path, names: list[str]) -> int:
+    try:
+        remount(mountpoint, names)
+    except OSError as exc:
+        print(f"blobfs: cannot remount {mountpoint}: {exc.strerror}", file=sys.stderr)
+        return EXIT_FAILURE
+    return 0
 
 
 def _enter_namespace(path: str) -> None:
