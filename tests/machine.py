@@ -248,7 +248,9 @@ class Machine:
 
     def processes(self, words: str) -> list[int]:
         """Those there with `words` in their command line, by their numbers there."""
-        found = self.run("pgrep", "-f", words, check=False).stdout.split()
+        # by the environment, so that no command line of ours has them
+        env = {**os.environ, "WORDS": words}
+        found = self.run("sh", "-c", 'pgrep -f -- "$WORDS"', check=False, env=env).stdout.split()
         return [int(pid) for pid in found]
 
     def end(self) -> None:
