@@ -755,6 +755,20 @@ async def test_a_lookup_during_a_directory_rename_does_not_lose_open_files(
         await host.close(reading)
 
 
+async def test_tags_that_others_give_a_file_between_two_commits_of_it_stay(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        handle = await host.create("file", b"one")
+        await host.fs.files.flush(handle)
+        blob = service.sdk.get_blob_client("file")
+        blob.set_blob_tags({"team": "storage"})
+        await host.fs.files.write(handle, 3, b"two")
+        await host.close(handle)
+        assert await host.read("file") == b"onetwo"
+        assert blob.get_blob_tags() == {"team": "storage"}
+
+
 # --- the spool -----------------------------------------------------------------------------
 
 
