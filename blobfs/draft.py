@@ -163,8 +163,7 @@ class Draft:
     The caller serialises `write` and `truncate` (the node's lock); `read` may run at any time,
     also while one of them waits for the base, and then sees the state before or after it.
     `dirty` says that the service does not have this content yet; `changes` counts changes;
-    `front_to_back` that nothing was written but at the end; `is_over_ours` that the base is what
-    this very draft was stored as.
+    `front_to_back` that nothing was written but at the end.
     """
 
     def __init__(self, pool: PagePool, base_size: int, read_base: ReadBase | None) -> None:
@@ -177,7 +176,6 @@ class Draft:
         self.dirty = False
         self.changes = 0
         self.front_to_back = base_size == 0
-        self.is_over_ours = False
         self.failed_at = -1  # `changes` at the time of the last failed commit
         pool.drafts.add(self)
 
@@ -295,7 +293,6 @@ class Draft:
         self.dirty = False
         # A shell closes a duplicate of what it has just opened, and so has an empty file stored.
         self.front_to_back = self.size == 0
-        self.is_over_ours = True
         self.base_size = self.size
         self._discard_staged()
         if self.bytes_held > keep:

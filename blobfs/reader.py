@@ -51,6 +51,9 @@ REQUEST_SIZE = 4 * 1024 * 1024
 _SPARE_BUFFERS = 4
 """Buffers for ciphertext that are kept: memory that is fresh costs more than decrypting into it."""
 
+_LARGEST_SPARE = 2 * REQUEST_SIZE
+"""Bytes: a region may be of 1 GiB, and what it took is not to be kept for the life of the mount."""
+
 Buffer = bytes | bytearray | memoryview
 Locate = Callable[[], tuple[Container, str]]
 
@@ -314,7 +317,7 @@ class Reader:
         except Corrupt as exc:
             raise type(exc)(f"{content.info.name!r}: {exc}") from exc
         finally:
-            if len(self._spare) < _SPARE_BUFFERS:
+            if len(self._spare) < _SPARE_BUFFERS and len(buffer) <= _LARGEST_SPARE:
                 self._spare.append(buffer)
 
     async def _get(self, content: Content, start: int, stop: int, into: memoryview) -> Buffer:

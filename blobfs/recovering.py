@@ -47,7 +47,7 @@ from blobfs.errors import (
 from blobfs.fs.commit import CONFLICT_MARK
 from blobfs.keyring import Keyring
 from blobfs.reader import PlainBody
-from blobfs.recovery import MAGIC, SUFFIX, keep_for_recovery
+from blobfs.recovery import MAGIC, SUFFIX, keep_for_recovery, sync_directory
 from blobfs.writer import BLOCK, MAX_BLOCKS, SINGLE_PUT, Properties, WritePolicy, seal_kind
 
 _LONGEST_TRAILER = 1024 * 1024
@@ -202,11 +202,7 @@ def discard(path: Path) -> None:
 
 def _remove(path: Path) -> None:
     path.unlink()
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)
 
 
 class Recovery:

@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,7 +95,18 @@ async def keep_for_recovery(
     except BaseException:
         final.unlink(missing_ok=True)
         raise
+    with suppress(OSError):  # it is there; some file systems do not promise more
+        sync_directory(directory)
     return final
+
+
+def sync_directory(directory: Path) -> None:
+    """Make sure that after a crash it has the entries that it has now. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _create(path: Path) -> BinaryIO:

@@ -6,6 +6,7 @@ connection that fails on demand.
 
 import base64
 import errno
+import gc
 import itertools
 import json
 import os
@@ -244,6 +245,7 @@ class Service:
         cache_size: int = 2**26,
         memory: int = 64 * PAGE,
         spool: int = 1024 * PAGE,
+        region_size: int = 64 * KIB,
     ) -> AsyncIterator[Host]:
         directory = self._directory / f"host-{next(self._numbers)}"
         keyring = Keyring(self._keys)
@@ -260,7 +262,7 @@ class Service:
                 keyring=keyring,
                 pool=PagePool(pages, memory),
                 policy=StorePolicy(Defaults(), ttl, overwrite, directory),
-                write_policy=WritePolicy(timeout=timeout),
+                write_policy=WritePolicy(region_size=region_size, timeout=timeout),
                 nursery=nursery,
                 now_ns=time.time_ns,
             )
@@ -753,6 +755,20 @@ async def test_a_lookup_during_a_directory_rename_does_not_lose_open_files(
         await host.close(reading)
 
 
+async def test_tags_that_others_give_a_file_between_two_commits_of_it_stay(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        handle = await host.create("file", b"one")
+        await host.fs.files.flush(handle)
+        blob = service.sdk.get_blob_client("file")
+        blob.set_blob_tags({"team": "storage"})
+        await host.fs.files.write(handle, 3, b"two")
+        await host.close(handle)
+        assert await host.read("file") == b"onetwo"
+        assert blob.get_blob_tags() == {"team": "storage"}
+
+
 # --- the spool -----------------------------------------------------------------------------
 
 
@@ -831,6 +847,27 @@ async def test_blocks_staged_before_their_content_changes_are_never_committed(
         model[:7] = b"changed"
         await host.close(handle)
         assert await host.read("file") == model
+
+
+@pytest.mark.usefixtures("small_blocks")
+async def test_a_file_is_written_on_after_a_block_was_refused(
+    service: Service,
+) -> None:
+    # Regions that do not fill pages: the page that a block ends in has yet to grow.
+    model = numbered(700_000)
+    gc.disable()  # nothing is freed but by its last reference
+    try:
+        async with service.host(region_size=100_000) as host:
+            handle = await host.create("file")
+            with host.faults.denied(operation("PUT", "file", comp="block")):
+                for offset in range(0, 600_000, 50_000):
+                    await host.fs.files.write(handle, offset, model[offset : offset + 50_000])
+                    await trio.testing.wait_all_tasks_blocked(0.05)
+            await host.fs.files.write(handle, 600_000, model[600_000:])
+            await host.close(handle)
+            assert await host.read("file") == model
+    finally:
+        gc.enable()
 
 
 def numbered(size: int) -> bytes:

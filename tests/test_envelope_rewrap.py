@@ -7,6 +7,7 @@ import pytest
 from blobfs.envelope import (
     BOX_KEY,
     METADATA_KEY,
+    BodyWriter,
     Box,
     EncryptionData,
     Kek,
@@ -87,6 +88,18 @@ def test_a_payload_that_belongs_elsewhere_is_refused() -> None:
     box = box_encrypt(CEK, OLD.wrap(box_payload(CEK)), b"").serialize()
     with pytest.raises(Corrupt):
         check_payload(BOX_KEY, box, pack_cek(Protocol.V2_1, CEK))
+
+
+def test_the_key_of_another_file_is_refused_where_a_seal_or_a_box_tells() -> None:
+    body = BodyWriter(Protocol.V2_1, 4096)
+    body.encrypt(b"plain", final=True)
+    value = body.encryption_data(OLD.wrap(body.cek_payload)).serialize()
+    check_payload(METADATA_KEY, value, body.cek_payload, seal=body.seal("file"))
+    with pytest.raises(Corrupt):
+        check_payload(METADATA_KEY, value, pack_cek(Protocol.V2_1, CEK), seal=body.seal("file"))
+    box = box_encrypt(CEK, OLD.wrap(box_payload(CEK)), b"xattrs").serialize()
+    with pytest.raises(Corrupt):
+        check_payload(BOX_KEY, box, box_payload(new_cek()))
 
 
 def test_values_that_cannot_be_read_are_refused() -> None:

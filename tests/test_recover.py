@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -325,6 +326,29 @@ def test_the_tokens_of_a_directory_are_found_by_container(ward: Ward, tmp_path: 
     options = f"sas_dir={tokens},key_file={ward.key_file}"
     assert ward.recover("upload", "--all", "-o", options) == 0
     assert ward.names() == ["a"]
+
+
+def test_a_token_in_the_options_is_not_shown_to_others(ward: Ward) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        ward.url = f"http://127.0.0.1:{silent.getsockname()[1]}/account/container"
+        path = ward.left("a")
+        token = ward.sas_file.read_text()
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "blobfs", "recover", "upload", path),
+                *("-o", f"sas={token},key_file={ward.key_file}"),
+            ],
+            cwd=ROOT,
+        )
+        try:
+            silent.settimeout(30)
+            silent.accept()[0].close()  # by now it asks the service
+            shown = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        finally:
+            process.kill()
+            process.wait()
+    assert b"sas=" in shown
+    assert re.findall("sig=[^&]+", token)[0].encode() not in shown
 
 
 def test_two_at_once_store_one(ward: Ward, capsys: Capture) -> None:

@@ -15,6 +15,8 @@ import pytest
 from azure.storage.blob import BlobProperties, ContentSettings, StandardBlobTier
 
 from blobfs.blobs import Container, Version
+from blobfs.errors import KeyUnknown
+from blobfs.keyring import Keyring
 from blobfs.options import parse_source
 from blobfs.session import Session, open_session
 from blobfs.upkeep import Report, reencrypt
@@ -258,6 +260,21 @@ async def reencrypt_with(
         place = replace(place, container=spoil(place.container))
         spoiled = Session(session.options, session.keyring, (place,))
         return await reencrypt(spoiled, Report("reencrypt"))
+
+
+@WRITES_PROTOCOL_1
+async def test_without_a_key_that_wraps_nothing_is_uploaded(
+    azurite: Azurite, container: str, tmp_path: Path
+) -> None:
+    upload_1(azurite, container, 5000)
+    upkeep = Upkeep(azurite, container, tmp_path, KEK)
+    options = parse_source(upkeep.source, [upkeep.options], now=datetime.now(UTC))
+    azurite.reset_requests()
+    async with open_session(options) as session:
+        keyless = replace(session, keyring=Keyring(None))
+        with pytest.raises(KeyUnknown):
+            await reencrypt(keyless, Report("reencrypt"))
+    assert writes_in(azurite.requests()) == 0
 
 
 def upload_1(azurite: Azurite, container: str, size: int) -> None:

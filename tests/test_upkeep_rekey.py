@@ -18,11 +18,12 @@ from azure.storage.blob import (
 )
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
+from blobfs.cli import main
 from blobfs.envelope import WrappedKey
 from blobfs.errors import TokenRefused
 from blobfs.keyring import Keyring
 from blobfs.options import parse_source
-from blobfs.session import open_session
+from blobfs.session import open_session, parse_by_clock
 from blobfs.upkeep import Report, rekey
 from tests.azurite import Azurite, signature
 from tests.mounts import mounted
@@ -445,6 +446,44 @@ async def test_nothing_is_changed_when_the_new_key_does_not_give_back_what_it_wr
         assert not await rekey(lying, Report("rekey"))
     assert "does not give back what it wraps" in capsys.readouterr().out
     assert download(encrypting(azurite, container, OLD), "file") == content(10)
+
+
+class Mistaken(Keyring):
+    """Takes one file's content key for another's, as a key command might."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self.__dict__.update(keyring.__dict__)
+
+    async def unwrap(self, wrapped: WrappedKey) -> bytes:
+        return (await super().unwrap(wrapped))[:8] + bytes(32)
+
+
+async def test_nothing_is_changed_when_the_old_key_gives_what_does_not_fit_the_seal(
+    azurite: Azurite, container: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encrypting(azurite, container, OLD).upload_blob("file", content(10))
+    Upkeep(azurite, container, tmp_path, OLD).run("reencrypt")  # which seals it
+    upkeep = Upkeep(azurite, container, tmp_path, NEW, OLD)
+    options = parse_source(upkeep.source, [upkeep.options], now=datetime.now(UTC))
+    async with open_session(options) as session:
+        mistaken = replace(session, keyring=Mistaken(session.keyring))
+        assert not await rekey(mistaken, Report("rekey"))
+    assert "blobfs_seal does not fit this body" in capsys.readouterr().out
+    assert download(encrypting(azurite, container, OLD), "file") == content(10)
+
+
+def test_a_token_that_only_this_clock_calls_expired_is_used(
+    azurite: Azurite,
+    container: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upkeep = Upkeep(azurite, container, tmp_path, NEW)
+    ahead = timedelta(hours=10, seconds=30)
+    monkeypatch.setattr(parse_by_clock, "__defaults__", (lambda: datetime.now(UTC) + ahead,))
+    assert main(["rekey", upkeep.source, "-o", upkeep.options]) == 0
+    assert "clock is 10 hours ahead of the service's" in capsys.readouterr().err
 
 
 # --- stopped at any moment -------------------------------------------------------------------

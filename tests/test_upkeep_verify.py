@@ -265,6 +265,16 @@ def test_the_table_has_a_line_for_each_finding(
     assert "1 errors, 0 notices" in said
 
 
+def test_a_key_id_that_others_chose_does_nothing_to_the_terminal(
+    azurite: Azurite, container: str, tmp_path: Path
+) -> None:
+    kek = AesKek("evil\x1b[2J", bytes(32))
+    encrypting(azurite, container, kek).upload_blob("file", content(10))
+    said = Upkeep(azurite, container, tmp_path, KEK).run("verify", status=4)
+    assert r"key 'evil\x1b[2J': 1" in said
+    assert "\x1b" not in said
+
+
 def test_the_json_has_the_members_that_its_schema_names(
     azurite: Azurite, container: str, tmp_path: Path
 ) -> None:

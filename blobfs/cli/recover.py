@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import trio
 
+from blobfs.argv import hide_secrets
 from blobfs.cli.verbs import Verbs
 from blobfs.envelope import Protocol
 from blobfs.errors import (
@@ -118,6 +119,7 @@ def _paths(chosen: argparse.Namespace) -> list[Path]:
 
 
 def _list(chosen: argparse.Namespace) -> int:
+    hide_secrets()
     paths = _paths(chosen)
     if not paths:
         print(f"no recovery files in {chosen.spool_dir}")
@@ -147,6 +149,7 @@ def _state(file: RecoveryFile, options: list[str]) -> str:
 
 
 def _upload(chosen: argparse.Namespace) -> int:
+    hide_secrets()
     return _each(
         _named(chosen),
         lambda path: _in_session(

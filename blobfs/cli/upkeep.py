@@ -3,7 +3,6 @@
 import argparse
 import logging
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 
 import trio
 
@@ -14,7 +13,7 @@ from blobfs.envelope import Protocol
 from blobfs.errors import BlobfsError, OptionError, SasError, root_cause
 from blobfs.mount import EXIT_FAILURE
 from blobfs.options import MountOptions, parse_source
-from blobfs.session import Session, open_session
+from blobfs.session import Session, open_session, parse_by_clock
 from blobfs.upkeep import Json, Report, Table, reencrypt, rekey, verify
 
 log = logging.getLogger(__name__)
@@ -142,7 +141,8 @@ def _verify(chosen: argparse.Namespace) -> int:
 def _options(chosen: argparse.Namespace, *more: str, needed: str) -> MountOptions:
     """Raises OptionError, or SasError when a token has not the letters `needed`."""
     hide_secrets()
-    options = parse_source(chosen.source, [*chosen.options, *more], now=datetime.now(UTC))
+    texts = [*chosen.options, *more]
+    options = parse_by_clock(lambda now: parse_source(chosen.source, texts, now=now))
     for access in options.accesses:
         allowed = access.sas.permissions
         missing = "" if allowed is None else "".join(c for c in needed if c not in allowed)

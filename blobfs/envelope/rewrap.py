@@ -8,6 +8,8 @@ import json
 from blobfs.envelope.box import BOX_KEY, Box, box_cek
 from blobfs.envelope.cek import unpack_cek
 from blobfs.envelope.data import METADATA_KEY, EncryptionData, WrappedKey, encode_base64
+from blobfs.envelope.seal import check_seal, sealed_size
+from blobfs.envelope.sizes import blob_size_of
 
 WRAPPED_KEYS = (METADATA_KEY, BOX_KEY)
 """The metadata keys whose values hold a wrapped key."""
@@ -20,12 +22,22 @@ def wrapped_key_of(key: str, value: str) -> WrappedKey:
     return EncryptionData.parse(value).wrapped
 
 
-def check_payload(key: str, value: str, payload: bytes) -> None:
-    """Return if `payload`, unwrapped, is what belongs in this value. Raises Corrupt."""
+def check_payload(
+    key: str, value: str, payload: bytes, *, seal: str | None = None, kind: str = "file"
+) -> None:
+    """Return if `payload`, unwrapped, is what belongs in this value, as far as that can be told
+    from metadata: a box opens with it, and the body's `seal`, if it has one, was made under it.
+
+    Raises Corrupt.
+    """
     if key == BOX_KEY:
-        box_cek(payload)
-    else:
-        unpack_cek(EncryptionData.parse(value).protocol, payload)
+        Box.parse(value).decrypt(box_cek(payload))
+        return
+    data = EncryptionData.parse(value)
+    cek = unpack_cek(data.protocol, payload)
+    if seal is not None:
+        sealed = blob_size_of(data.protocol, data.region_length, sealed_size(seal))
+        check_seal(seal, cek, data, sealed, kind)
 
 
 def with_wrapped_key(key: str, value: str, wrapped: WrappedKey) -> str:

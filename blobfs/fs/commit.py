@@ -96,8 +96,7 @@ async def _properties(store: Store, node: Node) -> Properties:
     info = node.info
     if info is None:
         return Properties(store.composed(node), ContentHeaders(), None, None)
-    ours = node.draft is not None and node.draft.is_over_ours
-    if not ours and not store.is_confirmed(node):
+    if not store.is_confirmed(node):
         # Tags and tier change without a new ETag: ask again before they are written back.
         container, name = store.locate(node)
         current = await container.head(name)

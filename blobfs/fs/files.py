@@ -155,8 +155,11 @@ class Files:
         upload = node.upload
         try:
             while draft.size - upload.staged >= upload.next_block:
-                pieces = draft.pieces(upload.staged, upload.next_block)
-                block = upload.body.encrypt(*pieces, final=False)
+                # The pieces have no name here: the traceback of an error of `send` would keep them,
+                # and a page of which there is a piece cannot grow.
+                block = upload.body.encrypt(
+                    *draft.pieces(upload.staged, upload.next_block), final=False
+                )
                 draft.stage(upload.body, block)
                 await upload.send(block)
         except BlobfsError as exc:

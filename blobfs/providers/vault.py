@@ -108,7 +108,9 @@ class VaultProvider:
     async def aclose(self) -> None:
         clients, self._clients = [*self._clients.values()], {}
         closing = [item.close for item in (*clients, self._credential) if hasattr(item, "close")]
-        await trio.to_thread.run_sync(lambda: [close() for close in closing])
+        await trio.to_thread.run_sync(
+            lambda: [close() for close in closing], abandon_on_cancel=True
+        )
 
     def _client(self, key_id: str) -> Any:
         if key_id not in self._clients:

@@ -94,7 +94,7 @@ class Table:
         self._say(f"{summary.blobs:,} blobs, {summary.bytes / 2**20:,.1f} MiB stored: {depth}")
         for title, numbers in (("protocol", summary.protocols), ("key", summary.keys)):
             for name, number in sorted(numbers.items()):
-                self._say(f"{title} {name}: {number:,}")
+                self._say(f"{title} {printable(name)}: {number:,}")
         self._say(f"{summary.errors:,} errors, {summary.notices:,} notices")
         if not summary.complete:
             self._say("not all blobs were looked at")

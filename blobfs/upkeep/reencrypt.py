@@ -67,8 +67,13 @@ async def reencrypt(
     """Store every file as the session's `protocol` and `region_size` say, sealed; whether none
     that was asked for is left.
 
-    Raises ServiceError when the pass cannot go on, after a summary of what it has done.
+    Raises ServiceError when the pass cannot go on, after a summary of what it has done; what the
+    keyring raises when nothing wraps, before anything is asked of the service.
     """
+    if not dry_run:
+        # Else each file would be uploaded before that shows.
+        with within(session.options.timeout, "the first use of the current key"):
+            await session.keyring.probe()
     workers = min(max(1, session.options.connections // 2), WORKERS)
     work = _Reencrypting(session, report, workers, include_plain=include_plain, dry_run=dry_run)
     try:

@@ -1,16 +1,19 @@
 """Rotation: content keys wrapped by an old key are wrapped by the current one instead.
 
 One Set Blob Metadata a blob, on the condition that it is still the version looked at; headers,
-tags, tier and body are not touched by it. Losing a content key loses the file, so what the
-current key wrapped is unwrapped with it, and compared, before it is stored.
+tags, tier and body are not touched by it. Losing a content key loses the file, so what the old key
+gave must fit the seal, and what the current key wrapped is unwrapped with it, and compared, before
+it is stored.
 """
 
 import hmac
 import secrets
 from collections import Counter
 
+from blobfs.attributes import value_of
 from blobfs.blobs import METADATA_LIMIT, BlobInfo, metadata_size
 from blobfs.envelope import (
+    SEAL_KEY,
     WRAPPED_KEYS,
     WrappedKey,
     check_payload,
@@ -26,11 +29,13 @@ from blobfs.errors import (
     TooBig,
     WrongKey,
 )
+from blobfs.fs.nodes import kind_of_blob
 from blobfs.keyring import Keyring
 from blobfs.session import Place, Session
 from blobfs.upkeep.keep import with_times
 from blobfs.upkeep.passes import TRIES, Pass, look_again, within
 from blobfs.upkeep.report import Report, shown
+from blobfs.writer import seal_kind
 
 
 async def rekey(
@@ -117,7 +122,13 @@ class _Rekeying:
         for name, wrapped in _wrapped_keys(info).items():
             if wrapped.key_id in old:
                 payload = await self._keyring.unwrap(wrapped)
-                check_payload(name.lower(), metadata[name], payload)
+                check_payload(
+                    name.lower(),
+                    metadata[name],
+                    payload,
+                    seal=value_of(metadata, SEAL_KEY),
+                    kind=seal_kind(kind_of_blob(info)),
+                )
                 again = await self._wrap(payload)
                 metadata[name] = with_wrapped_key(name.lower(), metadata[name], again)
         if metadata_size(metadata) > METADATA_LIMIT:
