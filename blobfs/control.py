@@ -79,13 +79,13 @@ async def serve(
     """Answer requests until cancelled; then the socket goes. It has started when the socket is
     there. Without a place for one there is no status, which the log says: the mount goes on."""
     for directory in _directories(os.geteuid()):
+        path = directory / _name(device)
         try:
-            listener = _listen(directory, _name(device))
+            listener = _listen(directory, path.name)
+            inode = path.stat().st_ino
         except OSError as exc:
             problem = f"{directory}: {exc.strerror or exc}"
             continue
-        path = directory / _name(device)
-        inode = path.stat().st_ino
         log.debug("status at %s", path)
         task_status.started()
         try:
@@ -153,8 +153,8 @@ async def _accept(listener: socket.socket, answer: Answer) -> None:
             with trio.move_on_after(TIMEOUT), suppress(trio.BrokenResourceError):
                 line = await _line(stream)
                 may_ask = _peer(stream.socket) in (0, os.geteuid())
-                reply = _reply(line, answer) if may_ask else {"error": _OWNERS}
-                await stream.send_all(json.dumps(reply).encode() + b"\n")
+                reply = _reply(line, answer) if may_ask else json.dumps({"error": _OWNERS})
+                await stream.send_all(reply.encode() + b"\n")
 
     own = trio.socket.from_stdlib_socket(listener)
     await trio.serve_listeners(handle, [trio.SocketListener(own)])
@@ -170,15 +170,16 @@ async def _line(stream: trio.SocketStream) -> bytes:
     return bytes(line)
 
 
-def _reply(line: bytes, answer: Answer) -> Mapping[str, Any]:
+def _reply(line: bytes, answer: Answer) -> str:
     try:
         request = json.loads(line)
-        return answer(request if isinstance(request, dict) else {})
     except ValueError as exc:
-        return {"error": f"not a request: {exc}"}
+        return json.dumps({"error": f"not a request: {exc}"})
+    try:
+        return json.dumps(answer(request if isinstance(request, dict) else {}))
     except Exception:  # the mount outlives a bug here
         log.exception("a bug in blobfs")
-        return {"error": "a bug in blobfs: the log of the mount has it"}
+        return json.dumps({"error": "a bug in blobfs: the log of the mount has it"})
 
 
 def _peer(connection: Any) -> int:

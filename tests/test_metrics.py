@@ -199,6 +199,24 @@ def test_other_requests_are_refused_and_the_mount_lives_on(mount: Mount) -> None
 
 
 @pytest.mark.mount
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text; version=1.0.0",
+        *("application/openmetrics-text; version=junk", "text/plain; version=x", ";=,;"),
+    ],
+)
+def test_whatever_is_asked_for_the_mount_lives_on(mount: Mount, accept: str) -> None:
+    with socket.create_connection(url_of(mount)) as connection:
+        connection.settimeout(LIMIT_S)
+        connection.sendall(f"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n".encode())
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert (response.status, b"blobfs_info" in response.read()) == (200, True)
+    assert scrape(mount)
+
+
+@pytest.mark.mount
 def test_who_asks_and_says_nothing_keeps_nobody_waiting(mount: Mount) -> None:
     with socket.create_connection(url_of(mount)):
         assert scrape(mount)
