@@ -86,14 +86,16 @@ def find_leaks(paths: Iterable[Path], signatures: Iterable[str]) -> list[str]:
     needles = [PLAINTEXT_MARKER]
     for sig in signatures:
         needles += [sig.encode(), urllib.parse.quote(sig, safe="").encode()]
-    pattern = re.compile(b"|".join(map(re.escape, needles)))
     leaks = []
     for path in paths:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
             continue
-        if pattern.search(_COPY_SOURCE.sub(b"", content)):
+        if b"copySource" in content:
+            content = _COPY_SOURCE.sub(b"", content)
+        # One search each: as one regular expression, 200 MB and 50 signatures take minutes.
+        if any(needle in content for needle in needles):
             leaks.append(str(path))
     return leaks
 

@@ -52,7 +52,7 @@ def make(kind: str, path: Path, mode: int = 0o644, *, owner: int = 0, group: int
 
 
 def remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    if stat.S_ISDIR(path.lstat().st_mode):
         os.rmdir(path)
     else:
         os.unlink(path)
