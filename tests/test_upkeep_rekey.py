@@ -410,7 +410,7 @@ async def test_a_token_that_is_revoked_meanwhile_ends_the_pass_after_its_summary
         raw.set_container_access_policy({"policy": policy})
 
     let_it_expire_in(1)
-    upkeep = Upkeep(azurite, container, tmp_path, NEW, OLD)
+    upkeep = Upkeep(azurite, container, tmp_path, NEW, OLD, options="timeout=4s")
     sas = generate_container_sas(azurite.account, container, azurite.key, policy_id="policy")
     azurite.signatures.add(signature(sas))
     upkeep.write_token(sas)

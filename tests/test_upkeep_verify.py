@@ -312,7 +312,7 @@ def test_the_json_has_the_members_that_its_schema_names(
 def test_a_report_that_could_not_be_finished_is_whole_json_and_says_so(
     azurite: Azurite, container: str, tmp_path: Path
 ) -> None:
-    upkeep = Upkeep(azurite, container, tmp_path, KEK)
+    upkeep = Upkeep(azurite, container, tmp_path, KEK, options="timeout=4s")
     upkeep.source = azurite.url("missing")
     report = report_of(upkeep, status=32)
     assert not report["summary"]["complete"]
