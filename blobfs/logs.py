@@ -60,7 +60,9 @@ def configure(
         line = "blobfs[%(process)d]: %(levelname)s %(name)s: %(message)s"
     handler.setFormatter(RedactingFormatter(line))
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    before, root.handlers[:] = root.handlers[:], [handler]
+    for old in before:
+        old.close()
     set_level(level)
     for library in ("httpx", "httpcore", "trio", "azure", "msal", "urllib3"):
         logging.getLogger(library).setLevel(logging.WARNING)

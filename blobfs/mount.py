@@ -383,9 +383,13 @@ def _status(options: MountOptions, fs: Filesystem, tokens: list[Renewal]) -> str
 
 
 def _reload(options: MountOptions) -> None:
-    """Tokens and keys are not read here: a log file that was rotated is opened anew."""
+    """A log file that was rotated is opened anew; the level stays what it was made meanwhile.
+
+    Tokens are looked at all the time, and keys stay those of the mount.
+    """
     try:
-        logs.configure(options.log_level, options.log_file, foreground=options.foreground)
+        if options.log_file is not None:
+            logs.configure(logs.level(), options.log_file, foreground=options.foreground)
     except OSError as exc:
         log.error("the log stays as it is: %s", exc)
     else:

@@ -25,7 +25,6 @@ import trio
 from blobfs.access import Access, ask_sas_command, read_sas_file, token_for
 from blobfs.blobs import Client, Container
 from blobfs.errors import Denied, NotFound, SasError, ServiceError
-from blobfs.notify import notify
 from blobfs.sas import PERMISSIONS, Sas, changes, check, span, stamp
 
 log = logging.getLogger(__name__)
@@ -186,6 +185,8 @@ class Renewal:
             await trio.sleep(self._pause())
 
     async def _look(self, *, urgent: bool) -> None:
+        # Held over the calls of the service and the command, which have deadlines: those who wait
+        # for it wait for what they would ask themselves.
         async with self._lock:
             if urgent and trio.current_time() - self._looked_at < URGENT_POLL / 2:
                 return
@@ -302,7 +303,6 @@ class Renewal:
         fields = ", ".join(changes(old, sas)) or "the same fields"
         log.info("%s: new token from %s: %s", self._url, self._from, fields)
         self._tell_rights(old, sas)
-        notify(f"STATUS={self.expiry_line()}")
         self._wake()
 
     def _tell_rights(self, old: Sas, new: Sas) -> None:
@@ -341,5 +341,4 @@ class Renewal:
             # A command's tokens are short, and it has its own warning when it gives no other.
             routine = self.access.command and passed < len(ANNOUNCED)
             log.log(logging.INFO if routine else logging.WARNING, "%s", self.expiry_line())
-            notify(f"STATUS={self.expiry_line()}")
         self._announced = passed

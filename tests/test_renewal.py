@@ -3,7 +3,6 @@
 import base64
 import logging
 import re
-import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -438,21 +437,6 @@ async def test_the_end_is_announced_at_24_hours_1_hour_5_minutes_and_when_it_com
     assert "(in 1 hour)" in said[2][0]
     assert "(in 5 minutes)" in said[3][0]
     assert "expired at 2026-06-02T14:00:00Z (0 seconds ago)" in said[3][1]
-
-
-async def test_systemd_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
-) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(str(tmp_path / "notify"))
-        systemd.setblocking(False)
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        soon = token("soon", expiry=START + timedelta(minutes=6))
-        async with renewing(Service(soon), first=soon):
-            await trio.sleep(120)
-        said = systemd.recv(1000).decode()
-    end = re.escape("expires at 2026-06-01T12:06:00Z (in 5 minutes)")
-    assert re.fullmatch(rf"STATUS=the token for https://\S+/box {end}", said)
 
 
 async def test_expiry_is_judged_by_the_services_clock(

@@ -140,6 +140,24 @@ def test_it_is_started_when_the_mount_answers(here: Installed) -> None:
 
 
 @pytest.mark.mount
+def test_a_token_that_is_no_credential_is_renewed_and_the_status_goes_on(here: Installed) -> None:
+    """systemd copies a credential when the service starts, so a new one is not seen."""
+    configured = here.machine.run("cat", "/etc/blobfs/data.conf").stdout
+    own = configured.replace("OPTIONS=", "OPTIONS=sas_file=/etc/blobfs/data.sas,")
+    here.machine.sh("cat >/etc/blobfs/data.conf", stdin=own)
+    try:
+        here.machine.run("systemctl", "start", UNIT)
+        here.set_token(here.azurite.sas(here.container, "racwdl"))
+        here.machine.wait_for(
+            "taken up",
+            lambda: "new token from" in here.machine.run("journalctl", "-u", UNIT).stdout,
+        )
+        assert show(here, "StatusText").startswith(f"{here.source}: 0 open, all stored; the token ")
+    finally:
+        here.machine.sh("cat >/etc/blobfs/data.conf", stdin=configured)
+
+
+@pytest.mark.mount
 def test_the_units_in_the_repository_are_sound(here: Installed) -> None:
     verified = here.machine.run("systemd-analyze", "verify", f"{UNIT}.service")
     assert verified.stderr == ""

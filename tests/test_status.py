@@ -381,6 +381,14 @@ def test_the_log_level_is_changed_at_run_time(
         assert (done.returncode, done.stdout) == (0, "log_level: debug (it was info)\n")
         assert "DEBUG blobfs.fuse: link" in refused_link()
         assert report(mount)["log_level"] == "debug"
+        rotated = mount.log_path.rename(mount.log_path.with_suffix(".1"))
+        os.kill(mount.pid, signal.SIGHUP)  # what logrotate does afterwards
+        deadline = time.monotonic() + 20
+        while not mount.log_path.exists() or "reloaded" not in mount.log():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert "DEBUG blobfs.fuse: link" in refused_link()
+        assert "reloaded" not in rotated.read_text()
         assert status(mount, "--log-level", "info").returncode == 0
         assert "DEBUG" not in refused_link()
 

@@ -10,7 +10,7 @@ import trio
 from blobfs import __version__
 from blobfs.argv import hide_secrets
 from blobfs.cli.terminal import Terminal
-from blobfs.cli.verbs import Verbs
+from blobfs.cli.verbs import Verbs, add_options
 from blobfs.doctor import (
     Finding,
     Findings,
@@ -43,9 +43,7 @@ def add(verbs: Verbs) -> None:
         metavar="SOURCE",
         help="https://ACCOUNT.blob.core.windows.net/CONTAINER",
     )
-    verb.add_argument(
-        "-o", dest="options", action="append", default=[], metavar="OPTIONS", help="as for mount"
-    )
+    add_options(verb, "as for mount")
     verb.add_argument("--json", action="store_true", help="one JSON object, for a support request")
     verb.set_defaults(run=_doctor)
 

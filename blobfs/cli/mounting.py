@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from blobfs.argv import hide_secrets
-from blobfs.cli.verbs import Verbs
+from blobfs.cli.verbs import Verbs, add_options
 from blobfs.errors import OptionError
 from blobfs.mount import EXIT_FAILURE, mount
 from blobfs.mountinfo import note_network
@@ -51,9 +51,7 @@ def _add_mount_arguments(parser: argparse.ArgumentParser) -> None:
         "source", metavar="SOURCE", help="https://ACCOUNT.blob.core.windows.net/CONTAINER[/FOLDER]"
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an existing directory")
-    parser.add_argument(
-        "-o", dest="options", action="append", default=[], metavar="OPTIONS", help="see below"
-    )
+    add_options(parser, "see below")
     parser.add_argument("-r", "--read-only", action="store_true", help="the same as -o ro")
     parser.add_argument("-w", "--rw", action="store_true", help="the same as -o rw")
     parser.add_argument(

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import trio
 
 from blobfs.argv import hide_secrets
-from blobfs.cli.verbs import Verbs
+from blobfs.cli.verbs import Verbs, add_options
 from blobfs.envelope import Protocol
 from blobfs.errors import (
     BlobfsError,
@@ -35,6 +35,8 @@ from blobfs.source import Source
 from blobfs.values import default_spool_dir
 from blobfs.writer import WritePolicy
 
+_OPTIONS_HELP = "as for blobfs mount: sas_file= (or another way to give the token) and key_file="
+
 
 def add(verbs: Verbs) -> None:
     recover = verbs.add_parser(
@@ -58,7 +60,7 @@ def add(verbs: Verbs) -> None:
         "the name since.",
     )
     _add_files(verb)
-    _add_options(verb)
+    add_options(verb, _OPTIONS_HELP)
     verb.set_defaults(run=_list)
     verb = recover_verbs.add_parser(
         "upload",
@@ -68,7 +70,7 @@ def add(verbs: Verbs) -> None:
         "has its content.",
     )
     _add_files(verb)
-    _add_options(verb)
+    add_options(verb, _OPTIONS_HELP)
     verb.add_argument("--all", action="store_true", help="all files in the spool directory")
     verb.add_argument(
         "--overwrite", action="store_true", help="replace the version that others made since"
@@ -91,17 +93,6 @@ def add(verbs: Verbs) -> None:
 def _add_files(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "files", nargs="*", metavar="FILE", help="a path, or a name in the spool directory"
-    )
-
-
-def _add_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "-o",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="OPTIONS",
-        help="as for blobfs mount: sas_file= (or another way to give the token) and key_file=",
     )
 
 

@@ -16,11 +16,16 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="SOURCE", help="https://ACCOUNT.blob.core.windows.net/CONTAINER[/FOLDER]"
     )
+    add_options(parser, "as for blobfs mount: at least sas_file= and key_file=")
+
+
+def add_options(parser: argparse.ArgumentParser, explanation: str) -> None:
+    """-o alone, as `blobfs mount` takes it."""
     parser.add_argument(
         "-o",
         dest="options",
         action="append",
         default=[],
         metavar="OPTIONS",
-        help="as for blobfs mount: at least sas_file= and key_file=",
+        help=explanation,
     )
