@@ -172,20 +172,26 @@ def _seconds(moment: datetime) -> int:
 
 
 def _modification_time(metadata: Mapping[str, str]) -> int | None:
-    text = metadata.get("modtime")
-    nanoseconds = _integer(text, _TIME_RANGE)
+    nanoseconds = _integer(metadata.get("modtime"), _TIME_RANGE)
     if nanoseconds is not None:
         return nanoseconds
     try:
-        if text is not None and _AMLFS_TIME.fullmatch(text):
-            return _seconds(datetime.strptime(text, "%Y-%m-%d %H:%M:%S %z")) * _NS
-        rclone = _RFC3339.fullmatch(metadata.get("mtime", ""))
-        if rclone:
-            whole, fraction, zone = rclone.groups()
-            moment = datetime.fromisoformat(whole + ("+00:00" if zone == "Z" else zone))
-            return _seconds(moment) * _NS + int((fraction or "0").ljust(9, "0"))
-    except (ValueError, OverflowError):
-        pass  # a date such as 2020-02-31: a malformed foreign value counts as absent
+        dated = _date(metadata.get("modtime", ""), metadata.get("mtime", ""))
+    except (ValueError, OverflowError):  # a date such as 2020-02-31
+        return None
+    return (
+        dated if dated is not None and dated in _TIME_RANGE else None
+    )  # the kernel's times are from 1677 to 2262
+
+
+def _date(amlfs: str, rclone: str) -> int | None:
+    """Nanoseconds. Raises ValueError or OverflowError for what only looks like a date."""
+    if _AMLFS_TIME.fullmatch(amlfs):
+        return _seconds(datetime.strptime(amlfs, "%Y-%m-%d %H:%M:%S %z")) * _NS
+    if match := _RFC3339.fullmatch(rclone):
+        whole, fraction, zone = match.groups()
+        moment = datetime.fromisoformat(whole + ("+00:00" if zone == "Z" else zone))
+        return _seconds(moment) * _NS + int((fraction or "0").ljust(9, "0"))
     return None
 
 
@@ -240,9 +246,10 @@ def write_attributes(metadata: Mapping[str, str], attrs: Attributes) -> dict[str
         put_key(result, "group", str(attrs.gid))
         put_key(result, "permissions", f"{attrs.mode:04o}")
     else:
-        put_key(result, "posix_owner", str(attrs.uid))
-        put_key(result, "posix_group", str(attrs.gid))
         put_key(result, "permissions", str(attrs.st_mode))
+    for key, value in (("posix_owner", attrs.uid), ("posix_group", attrs.gid)):
+        if not _is_amlfs(metadata) or find_key(metadata, key) is not None:  # it is read first
+            put_key(result, key, str(value))
     put_key(result, "modtime", str(attrs.mtime_ns))
     put_key(result, "posix_atime", str(attrs.atime_ns))
     put_key(result, "posix_ctime", str(attrs.ctime_ns))

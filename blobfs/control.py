@@ -153,7 +153,7 @@ async def _accept(listener: socket.socket, answer: Answer) -> None:
             with trio.move_on_after(TIMEOUT), suppress(trio.BrokenResourceError):
                 line = await _line(stream)
                 may_ask = _peer(stream.socket) in (0, os.geteuid())
-                reply = _reply(line, answer) if may_ask else json.dumps({"error": _OWNERS})
+                reply = reply_to(line, answer) if may_ask else json.dumps({"error": _OWNERS})
                 await stream.send_all(reply.encode() + b"\n")
 
     own = trio.socket.from_stdlib_socket(listener)
@@ -170,10 +170,11 @@ async def _line(stream: trio.SocketStream) -> bytes:
     return bytes(line)
 
 
-def _reply(line: bytes, answer: Answer) -> str:
+def reply_to(line: bytes, answer: Answer) -> str:
+    """The line that is answered to whatever line was sent."""
     try:
         request = json.loads(line)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         return json.dumps({"error": f"not a request: {exc}"})
     try:
         return json.dumps(answer(request if isinstance(request, dict) else {}))
@@ -232,7 +233,15 @@ def _exchange(path: str, request: Mapping[str, Any]) -> dict[str, Any]:
             received += piece
             if len(received) > _MAX_ANSWER:
                 raise ValueError("an answer without an end")
-    reply = json.loads(received)
+    return parse_answer(received)
+
+
+def parse_answer(line: bytes | bytearray) -> dict[str, Any]:
+    """Raises ValueError for what no daemon answers."""
+    try:
+        reply = json.loads(line)
+    except RecursionError:
+        reply = None
     if not isinstance(reply, dict):
         raise ValueError("no answer of blobfs")
     return reply

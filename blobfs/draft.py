@@ -81,7 +81,7 @@ class PageMap:
 
     def __init__(self, pool: PagePool) -> None:
         self._pool = pool
-        self._memory: dict[int, bytearray] = {}
+        self._memory: dict[int, bytearray | memoryview] = {}
         self._spooled: dict[int, Slot] = {}
 
     def __contains__(self, index: int) -> bool:
@@ -102,8 +102,8 @@ class PageMap:
         slot = self._spooled.get(index)
         return None if slot is None else self._pool.spool.load(slot)
 
-    def put(self, index: int, page: bytearray) -> None:
-        """Store the page; it is the map's own from now on."""
+    def put(self, index: int, page: bytearray | memoryview) -> None:
+        """Store the page; it is the map's own from now on, or nobody changes it (memoryview)."""
         growth = len(page) - len(self._memory.get(index, b""))
         self._memory[index] = page
         self._forget_slot(index)
@@ -122,15 +122,15 @@ class PageMap:
             self.put(index, page)
         else:
             before = len(page)
-            del page[size:]
+            page = self._memory[index] = bytearray(page[:size])
             self._pool.touched(self, index, len(page) - before)
 
     def take(self, index: int) -> bytearray | None:
-        """A copy-free page to be changed and `put` again, or None."""
+        """The page, to be changed and `put` again, or None."""
         page = self._memory.pop(index, None)
         if page is not None:
             self._pool.dropped(self, index, len(page))
-            return page
+            return page if isinstance(page, bytearray) else bytearray(page)
         slot = self._spooled.get(index)
         return None if slot is None else self._pool.spool.load(slot)
 
@@ -202,12 +202,17 @@ class Draft:
         while view:
             index, start = divmod(offset, PAGE)
             piece = view[: PAGE - start]
-            page = await self._writable(index, start, start + len(piece))
             end = start + len(piece)
-            if len(page) < start:
-                page.extend(bytes(start - len(page)))
-            page[start:end] = piece
-            self._pages.put(index, page)
+            if self.front_to_back and isinstance(data, bytes) and len(piece) == PAGE:
+                # Encrypted and gone soon: a copy would be 5 % of what a long write takes.
+                self._pages.make_room(index)
+                self._pages.put(index, piece)
+            else:
+                page = await self._writable(index, start, end)
+                if len(page) < start:
+                    page.extend(bytes(start - len(page)))
+                page[start:end] = piece
+                self._pages.put(index, page)
             offset += len(piece)
             self.size = max(self.size, offset)
             self.mark_dirty()

@@ -149,9 +149,9 @@ class Operations(pyfuse3.Operations):
         return code
 
     def _by_name(self, operation: str, args: tuple[Any, ...]) -> bool:
-        """Whether the kernel will look the name up again after ESTALE: not for an open file,
+        """Whether the kernel will look the name up again after ESTALE: not for a file that is open,
         whose reads ask for its attributes first."""
-        if operation == "lookup":
+        if operation in ("lookup", "open"):
             return True
         return operation == "getattr" and not self._fs.inodes.get(args[0]).opens
 
@@ -389,8 +389,16 @@ class Operations(pyfuse3.Operations):
     @_handler(_upload)
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
         node = self._fs.inodes.get(inode)
-        number, keep = await self._fs.files.open(node, flags, privileged=ctx.uid == 0)
+        try:
+            number, keep = await self._fs.files.open(node, flags, privileged=ctx.uid == 0)
+        except NotFound as exc:
+            # It was there when its name was looked up: O_CREAT makes it anew, after another look.
+            raise ConditionFailed(f"{node.path!r} was deleted by someone else") from exc
         if not keep and node.info is not None and node.told_etag != node.info.etag:
+            if flags & os.O_APPEND and not flags & os.O_TRUNC:
+                # It would append at the end of the version that it knows: it is to look again.
+                await self._fs.files.release(number)
+                raise ConditionFailed(f"{node.path!r} was changed by someone else just now")
             # The size that the kernel has is of another version, and would cut what it reads.
             pyfuse3.invalidate_inode(inode, attr_only=True)
         return pyfuse3.FileInfo(fh=number, keep_cache=keep)

@@ -32,7 +32,7 @@ class _Flight:
     """A call of a provider under way, for which others wait."""
 
     done: trio.Event = field(default_factory=trio.Event)
-    payload: bytes | None = None
+    payload: bytes | None = field(default=None, repr=False)
     error: Exception | None = None
 
 

@@ -22,7 +22,7 @@ import trio
 
 from blobfs import control, logs
 from blobfs.attributes import Defaults, Kind, kind_of
-from blobfs.blobs import BlobInfo, Client, Container
+from blobfs.blobs import BlobInfo, Client, Container, RetryPolicy
 from blobfs.draft import PAGE, PagePool
 from blobfs.ending import Ending
 from blobfs.envelope import Protocol
@@ -35,11 +35,12 @@ from blobfs.errors import (
     SasTimeError,
     TokenRefused,
     Unavailable,
+    Untrusted,
     UsageError,
     root_cause,
 )
 from blobfs.fs import Filesystem, Store, StorePolicy, Volume
-from blobfs.fs.store import ATTRIBUTE_DELAY
+from blobfs.fs.store import ATTRIBUTE_DELAY, RETRY_DELAY
 from blobfs.fuse import Operations
 from blobfs.keeper import keep
 from blobfs.keyring import Keyring
@@ -142,6 +143,8 @@ def _explain(options: MountOptions, exc: BaseException) -> str:
         text += "; get a new token and put it into sas_file"
     elif isinstance(exc, Denied):
         text += "; the token needs at least the permissions r and l"
+    elif isinstance(exc, Untrusted):
+        text += "; nothing was sent; see The network in the README"
     return " ".join(text.split())
 
 
@@ -164,7 +167,9 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
     spool = Spool(options.spool_dir, PAGE, options.spool_size)
     async with (
         aclosing(keyring),
-        Client(connections=options.connections) as client,
+        Client(
+            connections=options.connections, retry=RetryPolicy.within(options.timeout)
+        ) as client,
         trio.open_nursery() as nursery,
     ):
         tokens = [Renewal(client, access, patience=options.timeout) for access in options.accesses]
@@ -172,10 +177,13 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
             with trio.fail_after(options.timeout):
                 markers = [await _check_source(client, token) for token in tokens]
                 volumes = [await _volume(token, options, keyring) for token in tokens]
-        except trio.TooSlowError:
+        except Untrusted:
+            raise
+        except (trio.TooSlowError, Unavailable) as exc:
+            last = f"; the last attempt: {exc}" if isinstance(exc, Unavailable) else ""
             raise Unavailable(
                 f"{options.source.display} gave no answer within {options.timeout:g} s: "
-                "check the name and the network"
+                f"check the name and the network{last}"
             ) from None
         if not any(volume.writable for volume in volumes):
             options = replace(options, read_only=True)
@@ -206,6 +214,7 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
         try:
             nursery.start_soon(_end_on_signal)
             nursery.start_soon(_save_attributes, fs)
+            nursery.start_soon(_retry, fs)
             nursery.start_soon(service.run)
             for token in tokens:
                 nursery.start_soon(token.watch)
@@ -415,6 +424,12 @@ async def _save_attributes(fs: Filesystem) -> None:
     while True:
         await trio.sleep(ATTRIBUTE_DELAY / 2)
         await fs.store.save_overdue(ATTRIBUTE_DELAY)
+
+
+async def _retry(fs: Filesystem) -> None:
+    while True:
+        await trio.sleep(RETRY_DELAY)
+        await fs.files.retry()
 
 
 async def _drain(fs: Filesystem, *, unmounted: bool) -> None:

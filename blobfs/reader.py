@@ -11,7 +11,7 @@ Requests run in the mount's nursery under their own deadline, so that a reader t
 neither wastes nor delays what others wait for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import trio
@@ -41,12 +41,19 @@ from blobfs.errors import (
     Unavailable,
 )
 from blobfs.keyring import Keyring
+from blobfs.room import Room
 
 FIRST_WINDOW = 1024 * 1024
 """Bytes that the first read at offset 0 fetches: small files take one request."""
 
+FIRST_OF_LARGE = 128 * 1024
+"""The same for larger files, of which often no more is read than tells what they are."""
+
 REQUEST_SIZE = 4 * 1024 * 1024
 """Bytes of plaintext that one read-ahead request covers."""
+
+UNDER_WAY = 16 * REQUEST_SIZE
+"""Bytes of memory for what is being fetched, of all files, as stored and decrypted."""
 
 _SPARE_BUFFERS = 4
 """Buffers for ciphertext that are kept: memory that is fresh costs more than decrypting into it."""
@@ -95,7 +102,7 @@ class Content:
         info: BlobInfo,
         kind: Kind,
         body: BodyReader | PlainBody,
-        identity: tuple[str, bytes],
+        identity: Hashable,
     ) -> None:
         self.locate = locate
         self.info = info
@@ -107,7 +114,7 @@ class Content:
         self.flights: dict[int, Flight] = {}
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Flight:
     """A request under way for units first..last."""
 
@@ -140,6 +147,7 @@ class Reader:
         self._cache = BlockCache(policy.cache_size)
         self._spare: list[bytearray] = []
         self._sizes: LRUCache[tuple[str, str], int] = LRUCache(100_000)
+        self._room = Room(UNDER_WAY)
         self.on_protocol_1: Callable[[str], None] = lambda name: None
         self.hits = 0
         self.misses = 0
@@ -186,9 +194,7 @@ class Reader:
                 raise NotEncrypted(
                     f"{info.name!r} is not encrypted; mount with norequire_encryption to read it"
                 )
-            return Content(
-                locate, info, kind, PlainBody(info.size), (info.name, info.etag.encode())
-            )
+            return Content(locate, info, kind, PlainBody(info.size), (info.name, info.etag))
         data = EncryptionData.parse(value)
         if data.protocol < self._policy.min_protocol:
             raise ProtocolRefused(f"{info.name!r} has protocol {data.protocol}, below min_protocol")
@@ -206,7 +212,12 @@ class Reader:
             self.on_protocol_1(info.name)
         if body.plain_size is None:
             body.settle_size(await self._tail(locate, info, body))
-        return Content(locate, info, kind, body, (data.protocol, data.wrapped.encrypted_key))
+        # All that says which bytes a unit has, as without a seal an attacker may have changed it:
+        # what was decrypted of the genuine version must not serve for another cut of it.
+        # Of protocol 1.0 nothing proves the bytes, so they serve for this version alone.
+        version = info.etag if data.protocol is Protocol.V1_0 else ""
+        cut = (data.protocol, data.region_length, data.iv, info.size, version)
+        return Content(locate, info, kind, body, (*cut, data.wrapped.encrypted_key))
 
     async def read(
         self, content: Content, reach: Reach, offset: int, size: int
@@ -231,12 +242,20 @@ class Reader:
             offset += len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    async def fetch(self, content: Content) -> None:
+        """Have all of a small content in the cache; failures are for whoever reads it."""
+        if content.size:
+            self._request(content, 0, (content.size - 1) // content.body.unit)
+        for flight in set(content.flights.values()):
+            await flight.done.wait()
+
     def _look_ahead(self, content: Content, reach: Reach, offset: int, end: int) -> int:
         """The unit up to which this reader is to be served now: what it asked for, and when it
         reads on from where it was, enough at a time ahead of it to make few requests."""
         limit = self._policy.readahead
         if offset == reach.next_offset:
-            reach.window = min(max(FIRST_WINDOW, reach.window * 2), limit)
+            least = FIRST_WINDOW if reach.window or content.size <= FIRST_WINDOW else FIRST_OF_LARGE
+            reach.window = min(max(least, reach.window * 2), limit)
         elif abs(offset - reach.next_offset) > limit:
             reach.window = reach.asked = 0
         reach.next_offset = end
@@ -273,7 +292,9 @@ class Reader:
     async def _fly(self, content: Content, flight: Flight) -> None:
         try:
             with trio.fail_after(self._policy.timeout):
-                plain = await self._fetch(content, flight.first, flight.last)
+                start, stop = content.body.blob_range(flight.first, flight.last)
+                async with self._room.taken(2 * (stop - start)):  # as stored, and decrypted
+                    plain = await self._fetch(content, flight.first, flight.last)
             flight.block = Block(flight.first, flight.last, plain)
             self._cache.put(content.identity, flight.block)
         except trio.TooSlowError:

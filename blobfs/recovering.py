@@ -10,23 +10,20 @@ content; until then every step can be cut short and done again:
 """
 
 import base64
-import errno
 import fcntl
 import hashlib
-import json
 import math
 import os
-import stat
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
 
 from blobfs.attributes import kind_of, value_of
-from blobfs.blobs import BlobInfo, Buffer, Container, ContentHeaders, Version
+from blobfs.blobs import BlobInfo, Buffer, Container, Version
 from blobfs.envelope import (
     METADATA_KEY,
     SEAL_KEY,
@@ -47,10 +44,16 @@ from blobfs.errors import (
 from blobfs.fs.commit import CONFLICT_MARK
 from blobfs.keyring import Keyring
 from blobfs.reader import PlainBody
-from blobfs.recovery import MAGIC, SUFFIX, keep_for_recovery, sync_directory
+from blobfs.recovery import (
+    SUFFIX,
+    RecoveryFile,
+    is_being_written,
+    keep_for_recovery,
+    parse_open_file,
+    sync_directory,
+)
 from blobfs.writer import BLOCK, MAX_BLOCKS, SINGLE_PUT, Properties, WritePolicy, seal_kind
 
-_LONGEST_TRAILER = 1024 * 1024
 _CHUNK = 4 * 1024 * 1024
 _UPLOADS = 4
 _TRIES = 3
@@ -58,114 +61,6 @@ _TRIES = 3
 T = TypeVar("T")
 
 Fetch = Callable[[int, int], Awaitable[Buffer]]
-
-
-@dataclass(frozen=True, slots=True)
-class RecoveryFile:
-    """A complete recovery file. Sizes are in bytes; `unknown` are ranges (offset, size)."""
-
-    path: Path
-    container_url: str
-    name: str
-    etag: str
-    reason: str
-    created: str
-    plain_size: int
-    blob_size: int
-    unknown: tuple[tuple[int, int], ...]
-    properties: Properties
-
-    @property
-    def seal(self) -> str:
-        """Made under the content key, it belongs to one commit, whatever key wraps that key."""
-        return self.properties.metadata[SEAL_KEY]
-
-    @property
-    def aside(self) -> str:
-        """The name of its conflict copy."""
-        return f"{self.name}{CONFLICT_MARK}{self.path.name.removesuffix(SUFFIX)}"
-
-
-def recovery_files(directory: Path) -> list[Path]:
-    """Raises RecoveryError when the directory cannot be read; one that is not there has none."""
-    try:
-        return sorted(path for path in directory.iterdir() if path.name.endswith(SUFFIX))
-    except FileNotFoundError:
-        return []
-    except OSError as exc:
-        raise RecoveryError(f"cannot read {directory}: {exc.strerror}") from None
-
-
-def read_description(path: Path) -> RecoveryFile:
-    """Raises RecoveryError for a file that is incomplete, damaged or something else."""
-    try:
-        with path.open("rb") as file:
-            return _parse(path, file.fileno())
-    except OSError as exc:
-        raise RecoveryError(f"cannot read {path}: {exc.strerror}") from None
-
-
-def _parse(path: Path, descriptor: int) -> RecoveryFile:
-    status = os.fstat(descriptor)
-    # It says where the token is sent to, so nobody else may have written it.
-    if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise RecoveryError(f"{path.name} belongs to, or can be written by, another user")
-    size = status.st_size
-    end = os.pread(descriptor, 16, max(0, size - 16))
-    if not end.endswith(MAGIC):
-        if is_being_written(path):
-            raise RecoveryError(f"{path.name} is being written")
-        raise RecoveryError(f"{path.name} is incomplete: whatever wrote it was cut short")
-    length = int.from_bytes(end[:8], "big")
-    start = size - 16 - length
-    if not 0 < length <= _LONGEST_TRAILER or start < 0:
-        raise RecoveryError(f"{path.name} is damaged: its description has an impossible length")
-    try:
-        found = _checked(path, json.loads(os.pread(descriptor, length, start)))
-    except (ValueError, KeyError, TypeError) as exc:
-        raise RecoveryError(f"{path.name} is damaged: its description makes no sense") from exc
-    if found.blob_size != start:
-        raise RecoveryError(
-            f"{path.name} is damaged: it has {start} bytes of content, not {found.blob_size}"
-        )
-    return found
-
-
-def _checked(path: Path, said: dict[str, Any]) -> RecoveryFile:
-    """Raises ValueError, KeyError or TypeError for a description that nobody wrote like this."""
-    texts = [said[key] for key in ("container", "name", "etag", "reason", "created")]
-    plain_size, blob_size, tags = said["plain_size"], said["blob_size"], said["tags"]
-    pairs = [*said["metadata"].items(), *(tags or {}).items(), *said["headers"].items()]
-    if not all(isinstance(text, str) for text in [*texts, *(x for pair in pairs for x in pair)]):
-        raise ValueError("not text")
-    if not all(type(size) is int and size >= 0 for size in (plain_size, blob_size)):
-        raise ValueError("not a size")
-    if not {METADATA_KEY, SEAL_KEY} <= said["metadata"].keys() or not said["name"]:
-        raise ValueError("no envelope or no name")
-    container, name, etag, reason, created = texts
-    return RecoveryFile(
-        path,
-        container,
-        name,
-        etag,
-        reason,
-        created,
-        plain_size,
-        blob_size,
-        tuple((int(offset), int(size)) for offset, size in said["unknown"]),
-        Properties(said["metadata"], ContentHeaders(**said["headers"]), tags, said["tier"]),
-    )
-
-
-def is_being_written(path: Path) -> bool:
-    """Whether some process has the file open for writing: then it gives no read lease on it."""
-    try:
-        with path.open("rb") as file:
-            fcntl.fcntl(file.fileno(), fcntl.F_SETLEASE, fcntl.F_RDLCK)
-            fcntl.fcntl(file.fileno(), fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError as exc:
-        return exc.errno == errno.EAGAIN
-    return False
 
 
 @contextmanager
@@ -231,15 +126,17 @@ class Recovery:
         Raises RecoveryError, or what the service, the key or the disk say; the file is left then.
         """
         with locked(path) as descriptor:
-            file = _parse(path, descriptor)
+            file = parse_open_file(path, descriptor)
             if file.unknown and not accept_holes and not await self._stored_at(file):
                 with self._filled_in(await self._fill(file, descriptor), path) as filled:
-                    return await self._store(_parse(path, filled), filled, overwrite=overwrite)
+                    return await self._store(
+                        parse_open_file(path, filled), filled, overwrite=overwrite
+                    )
             return await self._store(file, descriptor, overwrite=overwrite)
 
     async def _stored_at(self, file: RecoveryFile) -> str:
         """The name under which the content is stored already, "" for none."""
-        for name in (file.name, file.aside):
+        for name in (file.name, _aside(file)):
             if _is_stored(await self._head(name), file):
                 return name
         return ""
@@ -255,7 +152,7 @@ class Recovery:
             etag = "" if current is None else current.etag
             target, properties = file.name, file.properties
             if etag != file.etag and not overwrite:
-                target, etag = file.aside, ""
+                target, etag = _aside(file), ""
                 properties = replace(properties, tags=None, tier=None)
             try:
                 version = await self._commit(target, etag, properties, file, descriptor)
@@ -438,6 +335,11 @@ class Recovery:
                 return await request()
         except trio.TooSlowError:
             raise Unavailable(f"no answer within {self._timeout:g} s") from None
+
+
+def _aside(file: RecoveryFile) -> str:
+    """The name of its conflict copy."""
+    return f"{file.name}{CONFLICT_MARK}{file.path.name.removesuffix(SUFFIX)}"
 
 
 def _block_ids(file: RecoveryFile, count: int) -> list[str]:

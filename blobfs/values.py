@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def size(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", text, re.IGNORECASE | re.ASCII)
     if not match:
         raise ValueError("a size in bytes, as in 65536, 64K, 16M or 2G (K is 1024)")
     return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")

@@ -19,12 +19,16 @@ from blobfs.blobs import METADATA_LIMIT, Container, ContentHeaders, Version, met
 from blobfs.envelope import METADATA_KEY, SEAL_KEY, BodyWriter, Protocol
 from blobfs.errors import PosixError, TooBig, Unavailable
 from blobfs.keyring import Keyring
+from blobfs.room import Room
 
 SINGLE_PUT = 8 * 1024 * 1024
 """Content up to this many bytes is stored with one Put Blob."""
 
 BLOCK = 8 * 1024 * 1024
 """Bytes of plaintext in the first blocks."""
+
+UNDER_WAY = 8 * BLOCK
+"""Bytes of blocks that are being sent at once, of all files: two with all their `uploads`."""
 
 MAX_BLOCKS = 50_000
 _BLOCKS_PER_SIZE = 5_000
@@ -80,10 +84,19 @@ def seal_kind(kind: Kind) -> str:
     return "symlink" if kind is Kind.SYMLINK else "file"
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """Of a block: its slot among those of its file, and bytes of room among those of all."""
+
+    borrower: object
+    room: int
+
+
 class Upload:
     """One commit of one file to one blob name. Used by one task at a time.
 
-    Its requests run in `nursery`, so that they go on between the writes of the caller.
+    Its requests run in `nursery`, so that they go on between the writes of the caller. All uploads
+    of a mount share `room`, the memory for blocks that are under way.
     """
 
     def __init__(
@@ -94,6 +107,7 @@ class Upload:
         keyring: Keyring,
         policy: WritePolicy,
         nursery: trio.Nursery,
+        room: Room,
     ) -> None:
         self._container = container
         self.name = name
@@ -106,6 +120,8 @@ class Upload:
         self._nonce = secrets.token_hex(8)
         self._block_ids: list[str] = []
         self._slots = trio.CapacityLimiter(policy.uploads)
+        self._room = room
+        self._turn: _Turn | None = None  # of the next block
         self._scopes: set[trio.CancelScope] = set()
         self._idle = trio.Event()
         self._idle.set()
@@ -124,9 +140,9 @@ class Upload:
         """Bytes of plaintext that the next block takes."""
         return block_length(len(self._block_ids), self._region)
 
-    async def send(self, ciphertext: bytearray) -> None:
-        """Stage what `body` has just encrypted as the next block; waits while `uploads` blocks
-        are under way.
+    async def turn(self, size: int) -> None:
+        """Wait until the next block, of `size` bytes, may be encrypted and sent: while `uploads`
+        blocks of this file are under way, or as many of all files as there is room for.
 
         Raises the error of an earlier block, or TooBig. After an error or a cancellation here or
         in `finish` the upload is void: `abandon` it.
@@ -134,17 +150,26 @@ class Upload:
         self._raise_error()
         if len(self._block_ids) == MAX_BLOCKS:
             raise TooBig(f"{self.name!r} is over {MAX_BLOCKS} blocks")
+        borrower = object()  # the slot is the task's: it frees the slot when the block is stored
+        await self._slots.acquire_on_behalf_of(borrower)
+        try:
+            self._turn = _Turn(borrower, await self._room.take(size))
+        except BaseException:
+            self._slots.release_on_behalf_of(borrower)
+            raise
+
+    def send(self, ciphertext: bytearray) -> None:
+        """Stage what `body` has just encrypted as the next block, whose turn it is."""
+        turn, self._turn = self._turn, None
+        assert turn is not None
         number = len(self._block_ids)
         block_id = base64.b64encode(f"blobfs-{self._nonce}-{number:08d}".encode()).decode()
         self._block_ids.append(block_id)
-        # The slot is the task's: it frees the slot when the block is stored.
-        borrower = object()
-        await self._slots.acquire_on_behalf_of(borrower)
         if not self._scopes:
             self._idle = trio.Event()
         scope = trio.CancelScope()
         self._scopes.add(scope)
-        self._nursery.start_soon(self._put_block, block_id, ciphertext, borrower, scope)
+        self._nursery.start_soon(self._put_block, block_id, ciphertext, turn, scope)
 
     async def finish(self, size: int, read: ReadPlain) -> None:
         """Encrypt and send the rest of a content of `size` bytes."""
@@ -156,9 +181,12 @@ class Upload:
             offset = self.body.plain_size
             length = min(self.next_block, size - offset)
             final = offset + length == size
+            await self.turn(length)
             ciphertext = self.body.encrypt(await read(offset, length), final=final)
             if ciphertext:
-                await self.send(ciphertext)
+                self.send(ciphertext)
+            else:
+                self._leave_turn()
         await self._idle.wait()
         self._raise_error()
 
@@ -221,11 +249,21 @@ class Upload:
 
     def abandon(self) -> None:
         """Stop what is under way; staged blocks without a commit vanish by themselves."""
+        self._leave_turn()
         for scope in self._scopes:
             scope.cancel()
 
+    def _leave_turn(self) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            self._end(turn)
+
+    def _end(self, turn: _Turn) -> None:
+        self._slots.release_on_behalf_of(turn.borrower)
+        self._room.give(turn.room)
+
     async def _put_block(
-        self, block_id: str, ciphertext: bytearray, borrower: object, scope: trio.CancelScope
+        self, block_id: str, ciphertext: bytearray, turn: _Turn, scope: trio.CancelScope
     ) -> None:
         try:
             with scope, trio.fail_after(self._policy.timeout):
@@ -237,7 +275,7 @@ class Upload:
         except Exception as exc:  # kept for the next call of the upload's user
             self._error = self._error or exc
         finally:
-            self._slots.release_on_behalf_of(borrower)
+            self._end(turn)
             self._scopes.discard(scope)
             if not self._scopes:
                 self._idle.set()

@@ -14,7 +14,6 @@ fail or cost a request for nothing.
 """
 
 import base64
-import binascii
 import enum
 import errno
 import json
@@ -140,6 +139,12 @@ def decode_box(plain: bytes) -> dict[str, bytes]:
     """Raises Corrupt for what `encode_box` never makes."""
     try:
         pairs = json.loads(plain)
-        return {str(k): base64.b64decode(v, validate=True) for k, v in pairs.items()}
-    except (ValueError, AttributeError, TypeError, binascii.Error):
+        attributes = {k: base64.b64decode(v, validate=True) for k, v in pairs.items()}
+        # Whoever knows an RSA key's public half makes boxes, too: these names are for the kernel.
+        if any(parse_name(name.encode()) != Attribute(View.BOX, name) for name in attributes):
+            raise ValueError("not a name that is kept in a box")
+        if any("\0" in name for name in attributes):
+            raise ValueError("a name with a NUL")
+        return attributes
+    except (ValueError, AttributeError, TypeError, RecursionError, PosixError):
         raise Corrupt("the sealed extended attributes are malformed") from None

@@ -4,6 +4,8 @@ systemd of its own if asked for.
     with machine(tmp_path, systemd=True) as m:
         m.run("systemctl", "start", "mnt-data.automount")
 
+With `root`, another folder's files instead of this machine's, and nothing of the project.
+
 What is changed there, in /etc and /sbin too, is gone with it. Its /dev, /run, /tmp, /var/tmp and
 /var/log are empty at first: a systemd that shared /tmp would empty this machine's. It has this
 machine's network, the project and `tmp_path`. Whatever happens, no process and no mount stays.
@@ -57,7 +59,8 @@ set -e
 mount --make-rprivate /
 mount -t tmpfs tmpfs "$STATE"
 mkdir "$STATE/upper" "$STATE/work" "$STATE/root"
-mount -t overlay overlay -o "lowerdir=/,upperdir=$STATE/upper,workdir=$STATE/work" "$STATE/root"
+layers=lowerdir=$LOWER,upperdir=$STATE/upper,workdir=$STATE/work
+mount -t overlay overlay -o "$layers" "$STATE/root"
 cd "$STATE/root"
 for dir in dev run tmp var/tmp var/log; do mount -t tmpfs -o mode=755 tmpfs $dir; done
 chmod 1777 tmp var/tmp
@@ -132,8 +135,9 @@ exec setpriv --pdeathsig KILL bash -c 'echo up; while :; do sleep 1000 & wait; d
 class Machine:
     """See the module. `pid` is that of its process 1, seen from here."""
 
-    def __init__(self, tmp_path: Path, *, systemd: bool = False) -> None:
+    def __init__(self, tmp_path: Path, *, systemd: bool = False, root: Path | None = None) -> None:
         self._systemd = systemd
+        self._root = root
         self._state = tmp_path / f"machine-{secrets.token_hex(4)}"
         self._state.mkdir()
         self.console = tmp_path / f"{self._state.name}.console"
@@ -147,8 +151,11 @@ class Machine:
         self.console.touch()
         cgroups = " ".join(f"[{name}]={path}" for name, path in self._cgroups.items())
         script = f"CONSOLE={self.console}\nSTATE={self._state}\nTEST={self._test}\n"
-        script += f"CODE=({shlex.quote(str(ROOT))} {shlex.quote(sys.prefix)})\n"
-        script += f"INTERPRETER={shlex.quote(sys.base_prefix)}/bin\n"
+        if self._root is None:
+            script += f"LOWER=/\nCODE=({shlex.quote(str(ROOT))} {shlex.quote(sys.prefix)})\n"
+            script += f"INTERPRETER={shlex.quote(sys.base_prefix)}/bin\n"
+        else:
+            script += f"LOWER={shlex.quote(str(self._root))}\nCODE=()\nINTERPRETER=/\n"
         script += f"declare -A CGROUPS=({cgroups})\n{_SET_UP}"
         if self._systemd:
             script += f"UNITS={shlex.quote(' '.join(_UNITS))}\nTARGET={shlex.quote(_TARGET)}\n"
@@ -198,8 +205,10 @@ class Machine:
         user: int | None = None,
         env: dict[str, str] | None = None,
         stdin: str = "",
+        limit: int = COMMAND_LIMIT_S,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program there to its end, as root or `user`; `env` replaces the environment."""
+        """Run a program there to its end, for `limit` seconds at most, as root or `user`; `env`
+        replaces the environment."""
         as_user = [] if user is None else ["setpriv", f"--reuid={user}", f"--regid={user}"]
         if user is not None:
             as_user.append("--clear-groups")
@@ -210,7 +219,7 @@ class Machine:
                 "timeout",
                 "-k",
                 "5",
-                str(COMMAND_LIMIT_S),
+                str(limit),
                 *as_user,
                 *map(str, command),
             ],
@@ -218,7 +227,7 @@ class Machine:
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)} if env is None else env,
-            timeout=COMMAND_LIMIT_S + 10,
+            timeout=limit + 10,
             check=False,
         )
         if check and done.returncode != 0:
@@ -288,8 +297,10 @@ def _new_cgroups() -> Iterable[tuple[str, Path]]:
 
 
 @contextmanager
-def machine(tmp_path: Path, *, systemd: bool = False) -> Iterator[Machine]:
-    made = Machine(tmp_path, systemd=systemd)
+def machine(
+    tmp_path: Path, *, systemd: bool = False, root: Path | None = None
+) -> Iterator[Machine]:
+    made = Machine(tmp_path, systemd=systemd, root=root)
     try:
         made.start()
         yield made

@@ -22,16 +22,14 @@ import tempfile
 import time
 import urllib.parse
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.azurite import Azurite, signature
+from tests.marker import PLAINTEXT_MARKER
 
 ROOT = Path(__file__).parents[1]
-
-# What tests put into files; found anywhere but in a file under a mount it is a leak.
-PLAINTEXT_MARKER = b"blobfs-plaintext-marker-5b2f7c0e9d41"
 
 START_LIMIT_S = 30
 END_LIMIT_S = 30
@@ -108,7 +106,8 @@ _COPY_SOURCE = re.compile(rb'"copySource":"[^"]*"')
 class Mount:
     """One `blobfs mount`: `start()` it, use `path`, `end()` it. See `mounted` for the usual way.
 
-    All of its files lie in `state_dir`, and belong to `user` (a uid) when one is given.
+    All of its files lie in `state_dir`, and belong to `user` (a uid) when one is given. `prefix`
+    is words before the command, of programs that become it (`exec`).
     """
 
     def __init__(
@@ -120,8 +119,10 @@ class Mount:
         key_file: Path | None = None,
         user: int | None = None,
         foreground: bool = True,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.source = source
+        self.prefix = prefix
         self.options = options
         self.user = user
         self.foreground = foreground
@@ -190,7 +191,7 @@ class Mount:
             os.chmod("/dev/fuse", 0o666)  # what udev does where it runs
         with self.stderr_path.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [*as_user(self.user), *_DIE_WITH_US, *self.argv()],
+                [*as_user(self.user), *_DIE_WITH_US, *self.prefix, *self.argv()],
                 cwd=ROOT,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -329,11 +330,12 @@ def mounted(
     key_file: Path | None = None,
     source_suffix: str = "",
     foreground: bool = True,
+    prefix: Sequence[str] = (),
 ) -> Iterator[Mount]:
     """A mount of `container`, checked when it ends (see the module).
 
     `source_suffix` follows the container's URL ("/prefix"); `sas` is a token, by default one that
-    permits everything. Raises MountFailed.
+    permits everything; `prefix` is as in `Mount`. Raises MountFailed.
     """
     with ExitStack() as stack:
         if user is None:
@@ -351,6 +353,7 @@ def mounted(
             key_file=key_file,
             user=user,
             foreground=foreground,
+            prefix=prefix,
         )
         stack.callback(mount.remove)
         mount.start()

@@ -21,7 +21,7 @@ from tests.relay import Asked, Refusal, Relay
 pytestmark = pytest.mark.mount
 
 MANY = 20_000
-SOME = 500
+SOME = 200
 FEW = 60
 
 
@@ -168,7 +168,7 @@ def expected_names(count: int) -> list[str]:
     return [f"{n:06}" for n in range(count)]
 
 
-def test_a_directory_of_500_files_is_renamed(
+def test_a_directory_of_200_files_is_renamed(
     azurite: Azurite, container: str, tmp_path: Path
 ) -> None:
     with mounted(azurite, container, tmp_path) as mount:

@@ -21,13 +21,13 @@ def container(script: Script) -> Container:
 
 def aborts(script: Script) -> list[str]:
     return [
-        str(request.url)
+        request.url.raw_path.decode().removesuffix("&sig=x")
         for request in script.requests
         if request.headers.get("x-ms-copy-action") == "abort"
     ]
 
 
-ABORT_URL = "https://account/box/b?comp=copy&copyid=id-1"
+ABORT = "/box/b?comp=copy&copyid=id-1"
 
 
 async def test_a_pending_copy_is_waited_for(autojump_clock: MockClock) -> None:
@@ -45,7 +45,7 @@ async def test_a_copy_past_its_deadline_is_aborted(autojump_clock: MockClock) ->
     script.steps[5] = answer(204)  # to the abort
     with pytest.raises(trio.TooSlowError), trio.fail_after(1):
         await container(script).copy("a", "b", source_etag="0x1")
-    assert aborts(script) == [ABORT_URL]
+    assert aborts(script) == [ABORT]
 
 
 async def test_an_abort_that_stalls_does_not_hold_up_its_caller(
@@ -57,7 +57,7 @@ async def test_an_abort_that_stalls_does_not_hold_up_its_caller(
     script = Script(answer(202, **STARTED), stall, stall)
     with trio.move_on_after(1):
         await container(script).copy("a", "b", source_etag="0x1")
-    assert aborts(script) == [ABORT_URL]
+    assert aborts(script) == [ABORT]
     assert trio.current_time() == 6
 
 

@@ -34,6 +34,22 @@ def listing(blobs: str, marker: str = "") -> bytes:
     ).encode()
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"<EnumerationResults/>",
+        b"<EnumerationResults><NextMarker/></EnumerationResults>",
+        b"<EnumerationResults><Blobs/></EnumerationResults>",
+        b"<html><body>Log in</body></html>",
+        listing(ENTRY.format(name="a", value="v"))[:-40],
+    ],
+    ids=["nothing", "no blobs", "no marker", "html", "cut"],
+)
+def test_what_is_no_listing_is_no_empty_directory(document: bytes) -> None:
+    with pytest.raises(MalformedXML):
+        parse_listing(document)
+
+
 def test_a_listing_tells_all_that_is_known_of_a_blob() -> None:
     page = parse_listing(listing(ENTRY.format(name="a &amp; b/ü", value="&lt;v&gt;"), "next!"))
     assert page.next_marker == "next!"

@@ -229,9 +229,88 @@ async def test_a_listing_does_not_wait_behind_reads(autojump_clock: MockClock) -
         await trio.testing.wait_all_tasks_blocked()
         await box.list("")
         nursery.cancel_scope.cancel()
-    read, listed = (request.url.path for request in script.requests)
-    assert read in ("/box/a", "/box/b")
-    assert listed == "/box"
+    read, listed = (request.url.raw_path.partition(b"?")[0] for request in script.requests)
+    assert read in (b"/box/a", b"/box/b")
+    assert listed == b"/box"
+
+
+def page(name: str, next_marker: str) -> httpx.Response:
+    blobs = f"<Blob><Name>{name}</Name><Properties/></Blob>"
+    tail = f"<Blobs>{blobs}</Blobs><NextMarker>{next_marker}</NextMarker>"
+    return answer(200, f"<EnumerationResults>{tail}</EnumerationResults>".encode())
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(page("d/a", "here"), id="the page before"),
+        pytest.param(page("e/a", "next"), id="another listing's"),
+        pytest.param(answer(200, b"<html>log in</html>"), id="no listing"),
+        pytest.param(answer(200, b"<EnumerationResults><Blobs/>"), id="cut"),
+    ],
+)
+async def test_a_page_that_is_not_the_one_asked_for_is_asked_for_again(
+    broken: httpx.Response, autojump_clock: MockClock
+) -> None:
+    script = Script(broken, page("d/b", "next"))
+    found = await container(script).list("d/", marker="here")
+    assert ([blob.name for blob in found.blobs], found.next_marker) == (["d/b"], "next")
+
+
+@pytest.mark.parametrize("status", [404, 409, 412, 416])
+async def test_what_others_say_of_a_blob_in_the_services_place_is_not_believed(
+    status: int, autojump_clock: MockClock
+) -> None:
+    page_of_a_proxy = httpx.Response(status, stream=Chunks(b"<html>not found</html>"))
+    script = Script(page_of_a_proxy, answer(202))
+    await container(script).delete("a")
+    assert len(script.requests) == 2
+
+
+@pytest.mark.parametrize("etag", ['"0x2"', ""])
+async def test_another_version_than_the_one_asked_for_is_asked_for_again(
+    etag: str, autojump_clock: MockClock
+) -> None:
+    other = answer(206, b"abcd", **RANGE, ETag=etag)
+    info, data = await container(Script(other, answer(206, b"abcd", **RANGE))).get(
+        "a", 0, 4, if_match="0x1"
+    )
+    assert (info.etag, data) == ("0x1", b"abcd")
+
+
+async def test_headers_that_were_stored_unheard_are_recognised(autojump_clock: MockClock) -> None:
+    ours = answer(200, **{"x-ms-meta-commit": "ours", "Content-Type": "text/plain"})
+    script = Script(httpx.ReadError("reset"), error(412, "ConditionNotMet"), ours)
+    version = await container(script).set_headers(
+        "a", ContentHeaders("text/plain"), metadata={"commit": "ours"}, if_match="0"
+    )
+    assert version.etag == "0x1"
+
+
+async def test_headers_of_somebody_else_are_a_conflict(autojump_clock: MockClock) -> None:
+    theirs = answer(200, **{"x-ms-meta-commit": "theirs", "Content-Type": "text/plain"})
+    script = Script(httpx.ReadError("reset"), error(412, "ConditionNotMet"), theirs)
+    with pytest.raises(ConditionFailed):
+        await container(script).set_headers(
+            "a", ContentHeaders("text/plain"), metadata={"commit": "ours"}, if_match="0"
+        )
+
+
+async def test_a_request_without_a_deadline_ends_with_the_policys_patience(
+    autojump_clock: MockClock,
+) -> None:
+    policy = RetryPolicy.within(9)
+    start = trio.current_time()
+    with pytest.raises(Unavailable, match="no answer in 3 s"):
+        await container(Script(*[stall] * 10), policy).head("a")
+    assert 9 <= trio.current_time() - start <= 9 + policy.attempt_timeout
+
+
+async def test_within_a_short_time_a_stalled_attempt_leaves_time_for_another(
+    autojump_clock: MockClock,
+) -> None:
+    with trio.fail_after(9):
+        await container(Script(stall, answer()), RetryPolicy.within(9)).head("a")
 
 
 async def test_a_waiting_retry_holds_no_connection(autojump_clock: MockClock) -> None:

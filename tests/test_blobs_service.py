@@ -261,7 +261,7 @@ async def test_conditions_hold(azurite: Azurite, container: str) -> None:
             put(box, "a", **stale),
             box.put_block_list("a", [block_id(0)], metadata=CEK, headers=HEADERS, **stale),
             box.set_metadata("a", CEK, **stale),
-            box.set_headers("a", HEADERS, **stale),
+            box.set_headers("a", HEADERS, metadata={}, **stale),
             box.delete("a", **stale),
             box.get("a", 0, 1, **stale),
             box.get("a", 7, 9, **stale),
@@ -291,10 +291,10 @@ async def test_metadata_and_headers_are_replaced_whole_and_apart(
         assert info.headers.content_type == HEADERS.content_type
         md5 = base64.b64encode(bytes(16)).decode()
         headers = ContentHeaders("text/plain", content_md5=md5)
-        version = await box.set_headers("a", headers, if_match=version.etag)
+        version = await box.set_headers("a", headers, metadata={}, if_match=version.etag)
         info = await box.head("a")
         assert (info.version, info.metadata, info.headers) == (version, {"Other": "v"}, headers)
-        version = await box.set_headers("a", ContentHeaders(), if_match=version.etag)
+        version = await box.set_headers("a", ContentHeaders(), metadata={}, if_match=version.etag)
         assert (await box.head("a")).headers == ContentHeaders("application/octet-stream")
 
 

@@ -238,9 +238,7 @@ def test_the_tour_of_the_code_passes_every_module() -> None:
         if path.suffix == ".py" or (path.is_dir() and (path / "__init__.py").exists())
     }
     named = set(re.findall(r"\b[a-z]+\b", tour))
-    assert modules - named == {"__init__", "__main__", "names", "argv", "address"}, (
-        "the small helpers"
-    )
+    assert modules - named == {"__init__", "__main__", "names", "address"}, "the small helpers"
 
 
 def test_the_fstab_line_of_the_readme_is_accepted(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """A file is what was done to it, whatever that was: see `tests/exerciser.py`.
 
-BLOBFS_EXERCISER=N makes it about N operations in all, from further seeds, instead of 10,000.
+BLOBFS_EXERCISER=N makes it about N operations in all, from further seeds, instead of 5,000.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from tests.mounts import ROOT, mounted
 pytestmark = pytest.mark.mount
 
 MIB = 1024 * 1024
-OPERATIONS = 10_000
+OPERATIONS = 5_000
 ROUNDS = max(1, int(os.environ.get("BLOBFS_EXERCISER", OPERATIONS)) // OPERATIONS)
 
 LIMIT_S = 300  # for what takes a few seconds: a mount that hangs fails, a busy machine does not
@@ -42,11 +42,11 @@ def exercise(path: Path, seed: int, operations: int, limit: int) -> str:
 @pytest.mark.parametrize(
     ("seed", "operations", "limit", "options"),
     [
-        pytest.param(1, 2600, 2 * MIB, "", id="default"),
-        pytest.param(2, 2200, 2 * MIB, "buffer_size=512K,cache_size=256K", id="little-memory"),
-        pytest.param(3, 2000, 2 * MIB, "metadata_ttl=0", id="nothing-kept"),
-        pytest.param(4, 1400, MIB, "protocol=1.0", id="protocol-1.0"),
-        pytest.param(5, 1400, MIB, "protocol=2.0", id="protocol-2.0"),
+        pytest.param(1, 1200, 2 * MIB, "", id="default"),
+        pytest.param(2, 1000, 2 * MIB, "buffer_size=512K,cache_size=256K", id="little-memory"),
+        pytest.param(3, 900, 2 * MIB, "metadata_ttl=0", id="nothing-kept"),
+        pytest.param(4, 750, MIB, "protocol=1.0", id="protocol-1.0"),
+        pytest.param(5, 750, MIB, "protocol=2.0", id="protocol-2.0"),
         # this seed changes a block after it was staged
         pytest.param(6, 400, 12 * MIB, "", id="blocks"),
     ],

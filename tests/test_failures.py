@@ -15,13 +15,12 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import pytest
 from azure.storage.blob import AccessPolicy, ContainerClient, generate_container_sas
 
-from blobfs.envelope import EncryptionData, load_key_set, open_body, unpack_cek
 from tests.azurite import Azurite, signature
+from tests.kept import opened
 from tests.mounts import PLAINTEXT_MARKER, Mount, MountFailed, mounted
 from tests.sdk import (
     WRITES_PROTOCOL_1,
@@ -43,20 +42,6 @@ PLAIN = content(3 * 4096 + 5)
 @pytest.fixture
 def key_file(tmp_path: Path) -> Path:
     return write_key_file(tmp_path / "keys.json", KEK)
-
-
-def opened(recovery_file: Path, key_file: Path) -> tuple[bytes, dict[str, Any]]:
-    """The plaintext and the description in a recovery file (blobfs/recovery.py)."""
-    blob = recovery_file.read_bytes()
-    assert blob.endswith(b"blobfsR1")
-    length = int.from_bytes(blob[-16:-8], "big")
-    description: dict[str, Any] = json.loads(blob[-16 - length : -16])
-    data = EncryptionData.parse(description["metadata"]["encryptiondata"])
-    cek = unpack_cek(data.protocol, load_key_set(key_file).unwrap(data.wrapped))
-    body = open_body(data, cek, len(blob) - 16 - length)
-    assert body.plain_size is not None
-    start, stop = body.blob_range(0, (body.plain_size - 1) // body.unit)
-    return bytes(body.decrypt(0, blob[start:stop])), description
 
 
 @contextmanager

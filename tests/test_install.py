@@ -11,7 +11,7 @@ import pytest
 
 from blobfs import cli
 from blobfs.cli import mounting
-from blobfs.system import updatedb
+from blobfs.system import updatedb, wrappers
 from blobfs.system.commands import command_of
 from blobfs.system.units import Mount, automount_unit, mount_unit, service_template
 from tests.mounts import ROOT
@@ -173,6 +173,49 @@ def test_an_interpreter_whose_path_no_first_line_can_hold(
     run("install", root=root)
     done = subprocess.run([root / "usr/local/bin/blobfs", "--version"], env={}, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_interpreter_that_is_gone_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/it's gone/python")
+    run("install", root=root)
+    helper = root / "sbin/mount.blobfs"
+    done = subprocess.run([helper], env={}, capture_output=True, text=True)
+    said = f"blobfs: {helper} cannot run /it's gone/python: it is gone, or closed to this user\n"
+    assert (done.returncode, done.stdout, done.stderr) == (32, "", said)
+
+
+def test_what_was_installed_for_one_user_comes_before_the_systems_packages(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "site-packages"
+    home.mkdir()
+    (home / "blobfs").symlink_to(ROOT / "blobfs")
+    (home / "trio.py").write_text("raise SystemExit('found first')")
+    monkeypatch.setattr(wrappers, "__file__", str(home / "blobfs/system/wrappers.py"))
+    run("install", root=root)
+    done = subprocess.run([root / "usr/local/bin/blobfs", "--version"], capture_output=True)
+    assert done.stderr == b"found first\n"
+
+
+# --- as a package's files --------------------------------------------------------------------
+
+
+def test_a_packages_files_are_in_usr_and_neither_install_nor_uninstall_touches_them(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("install", "--package", root=root) == 0
+    before = files_in(root)
+    assert {"usr/bin/blobfs", "usr/sbin/mount.blobfs", "usr/share/man/man1/blobfs.1"} < set(before)
+    assert not [name for name in before if "local" in name]
+    assert "/usr/bin/blobfs" in before["lib/systemd/system/blobfs@.service"][1]
+    (root / "sbin").symlink_to("usr/sbin")
+    capsys.readouterr()
+    assert run("install", root=root) == 0
+    kept = f"kept {root}/usr/bin/blobfs: it is from the package, as all the other files are\n"
+    assert capsys.readouterr().out == kept
+    assert run("uninstall", root=root) == 0
+    (root / "sbin").unlink()
+    assert files_in(root) == before
 
 
 # --- man pages -------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: tuple[set[str], ...] = (
     {"errors", "cache", "metrics", "address", "journal", "mountinfo", "notify"},
     {"sas", "control"},
-    {"names", "spool", "envelope", "blobs"},
+    {"names", "spool", "room", "envelope", "blobs"},
     {"staged", "ending", "remounting", "service"},
-    {"source", "attributes", "providers", "draft", "logs", "argv", "probing", "values"},
+    {"source", "attributes", "providers", "draft", "logs", "hardening", "probing", "values"},
     {"keyring"},
     {"access", "xattrs", "reader", "writer"},
     {"options", "inodes", "recovery", "renewal", "system"},

@@ -12,6 +12,7 @@ from azure.storage.blob import ContainerClient, StandardBlobTier
 
 from blobfs.upkeep import findings
 from tests.azurite import Azurite
+from tests.fuzz.seeds import recovery_file
 from tests.mounts import mounted
 from tests.sdk import WRITES_PROTOCOL_1, AesKek, content, encrypting, write_key_file
 from tests.upkeep import Upkeep, upload_many
@@ -232,8 +233,7 @@ def test_what_was_left_lying_about_is_found(
         upkeep.spool_dir / f"20260101T000000Z-{number}.blobfs-recovery" for number in range(3)
     )
     for file, url in ((ours, upkeep.source), (another, upkeep.source + "x")):
-        trailer = json.dumps({"container": url, "name": "d/file"}).encode()
-        file.write_bytes(b"ciphertext" + trailer + len(trailer).to_bytes(8, "big") + b"blobfsR1")
+        file.write_bytes(recovery_file(container=url, name="d/file"))
     cut.write_bytes(b"cipher")
     assert found_by(upkeep, status=3) == {
         "d/file.blobfs-conflict-20260101T000000Z-abcdef": {("notice", "conflict")},
@@ -242,6 +242,22 @@ def test_what_was_left_lying_about_is_found(
         "never committed": {("notice", "uncommitted")},
         str(ours): {("notice", "recovery")},
     }
+
+
+@pytest.mark.mount
+def test_hidden_blobs_are_deleted_when_asked_for_and_nothing_else(
+    azurite: Azurite, damaged: ContainerClient, tmp_path: Path
+) -> None:
+    body, metadata = stored(damaged, "d/file")
+    hidden, reencrypt = ".blobfs-hidden-0123456789abcdef", ".blobfs-hidden-reencrypt-0123456789"
+    for name in (hidden, reencrypt, "d/x.blobfs-hidden-0", "d/x.blobfs-conflict-1"):
+        store(damaged, name, body, metadata)
+    before = set(damaged.list_blob_names())
+    upkeep = Upkeep(azurite, damaged.container_name, tmp_path, KEK)
+    assert found_by(upkeep, "--remove-hidden", status=3)[hidden] == {("notice", "hidden")}
+    assert set(damaged.list_blob_names()) == before - {hidden}
+    upkeep.write_token(azurite.sas(damaged.container_name, "rlw"))
+    assert "lacks d" in upkeep.run("verify", "--remove-hidden", status=1) + upkeep.stderr
 
 
 def test_what_is_in_the_archive_tier_is_not_called_damaged(

@@ -25,7 +25,7 @@ from blobfs.blobs.model import BlobInfo, Version, info_from_headers, parse_date,
 from blobfs.blobs.operations import Operation
 from blobfs.blobs.retry import RETRIED_STATUSES, RetryPolicy, Transient, persist
 from blobfs.blobs.transport import Body, SocketTransport
-from blobfs.errors import Rejected, ServiceError, TokenRefused, Unavailable
+from blobfs.errors import Rejected, ServiceError, TokenRefused, Unavailable, Untrusted
 from blobfs.metrics import Latencies
 from blobfs.sas import letters_of
 
@@ -50,6 +50,13 @@ Renew = Callable[[str], Awaitable[bool]]
 
 _MOST_RENEWALS = 3
 """Of one request: so that a refusal with another cause than the token's age comes to an end."""
+
+
+_REQUEST_ID = "x-ms-request-id"
+_NOT_OF_SERVICE = "not an answer of the Blob service"
+
+_VERDICTS = frozenset({404, 409, 412, 416})
+"""Statuses that say something of a blob when they are the service's."""
 
 
 class BrokenAnswer(ValueError):
@@ -88,20 +95,26 @@ class Request:
 class Answer:
     """What the service answered, be it a success or not.
 
-    `fields` are its headers by lower-case name, `metadata` the blob's with case kept. `doubtful`
-    says that an earlier attempt of the same request may have been applied.
+    `fields` are its headers by lower-case name, one of which may hold a copy's source with its
+    token; `metadata` is the blob's with case kept. `doubtful` says that an earlier
+    attempt of the same request may have been applied.
     """
 
     request: Request
     status: int
-    fields: dict[str, str]
+    fields: dict[str, str] = field(repr=False)
     metadata: dict[str, str]
-    body: bytes
+    body: bytes = field(repr=False)
     doubtful: bool = False
 
     @property
     def ok(self) -> bool:
         return 200 <= self.status < 300
+
+    @property
+    def is_of_service(self) -> bool:
+        """False for what a proxy, or a hotel's page, answers in its place."""
+        return _REQUEST_ID in self.fields
 
     @property
     def refuses_token(self) -> bool:
@@ -181,18 +194,12 @@ class Client:
         self._rng = rng or random.Random()
         self._bulk = trio.CapacityLimiter(connections)
         self._metadata = trio.CapacityLimiter(connections)
-        if transport is None and not urllib.request.getproxies():
-            transport = SocketTransport(_tls, keepalive=_KEEPALIVE)
-        self._http = httpx.AsyncClient(
-            verify=_tls(),
-            transport=transport,
-            follow_redirects=False,
-            limits=httpx.Limits(
-                max_connections=2 * connections,
-                max_keepalive_connections=2 * connections,
-                keepalive_expiry=_KEEPALIVE,
-            ),
-        )
+        if transport is not None:
+            self._http = transport
+        elif urllib.request.getproxies():
+            self._http = _ThroughProxies(2 * connections)
+        else:
+            self._http = SocketTransport(_tls, keepalive=_KEEPALIVE)
         # The limiters queue, under the caller's deadline; the pool never has to.
         self._timeouts = httpx.Timeout(self._retry.attempt_timeout, pool=None).as_dict()
         self.requests: Counter[tuple[str, int]] = Counter()
@@ -221,7 +228,8 @@ class Client:
         first was refused.
 
         Raises Unavailable when there is none, or one that asks to come back (408, 429, 5xx),
-        after the policy's attempts or when the caller's deadline leaves no time for another.
+        after the policy's attempts or when the caller's deadline leaves no time for another;
+        Untrusted at once, before anything is sent.
         A cancelled request may have been applied.
         """
         used = ""
@@ -235,7 +243,8 @@ class Client:
                 with trio.move_on_after(allowed):
                     return await self._attempt(request, used)
             self._count(request, 0)
-            raise Transient(_unavailable(request, f"no answer in {allowed:.0f} s"), applied=True)
+            reason = f"no answer in {round(allowed, 1):g} s"
+            raise Transient(_unavailable(request, reason), applied=True)
 
         doubtful = False
         renewals = 0
@@ -259,6 +268,8 @@ class Client:
             raise Rejected(_describe(request, reason)) from None
         except httpx.TransportError as exc:
             self._count(request, 0)
+            if refusal := _certificate_refusal(exc):
+                raise Untrusted(_describe(request, refusal)) from exc
             connected = not isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout)
             raise Transient(_unavailable(request, _cause(exc)), applied=connected) from exc
         finally:
@@ -269,6 +280,8 @@ class Client:
         self.bytes_received += len(answer.body)
         if answer.status in RETRIED_STATUSES:
             raise _come_back(answer)
+        if answer.status in _VERDICTS and not answer.is_of_service:
+            raise Transient(answer.broken(_NOT_OF_SERVICE), applied=True)
         if answer.refuses_token:
             with suppress(ValueError):
                 self._observe_clock(answer.fields)
@@ -281,7 +294,7 @@ class Client:
         return answer
 
     async def _exchange(self, request: Request, token: str) -> Answer:
-        response = await self._http.send(self._encode(request, token), stream=True)
+        response = await self._http.handle_async_request(self._encode(request, token))
         try:
             fields, metadata = _decode_headers(response.headers.raw)
             answer = Answer(request, response.status_code, fields, metadata, b"")
@@ -323,8 +336,33 @@ class Client:
 
     def _observe_clock(self, fields: Mapping[str, str]) -> None:
         date = fields.get("date")
-        if date and "x-ms-request-id" in fields:  # not some proxy's
+        if date and _REQUEST_ID in fields:  # not some proxy's
             self.clock_skew = parse_date(date) / 1e9 - time.time()
+
+
+class _ThroughProxies(httpx.AsyncBaseTransport):
+    """httpx's client, which knows what the environment says of proxies, as a transport.
+
+    Without a proxy it is left out: its cookies, redirects and authentication, which nobody wants
+    here, take 0.3 ms a request.
+    """
+
+    def __init__(self, connections: int) -> None:
+        self._client = httpx.AsyncClient(
+            verify=_tls(),
+            follow_redirects=False,
+            limits=httpx.Limits(
+                max_connections=connections,
+                max_keepalive_connections=connections,
+                keepalive_expiry=_KEEPALIVE,
+            ),
+        )
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._client.send(request, stream=True)
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
 
 
 class _SignedURL(httpx.URL):
@@ -336,12 +374,17 @@ class _SignedURL(httpx.URL):
     """
 
     def __init__(self, origin: str, target: str, token: str) -> None:
-        super().__init__(origin + target)
+        super().__init__(_parsed(origin))
         self._target = f"{target}{'&' if '?' in target else '?'}{token}"
 
     @property
     def raw_path(self) -> bytes:
         return self._target.encode("ascii")
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(origin: str) -> httpx.URL:
+    return httpx.URL(origin)
 
 
 @functools.cache  # loading the system's certificates takes 50 ms
@@ -375,8 +418,9 @@ async def _read(response: httpx.Response, longest: int | None) -> bytes:
     """The body, but no more than one chunk of what there is beyond `longest`."""
     chunks: list[bytes] = []
     size = 0
-    # Raw: a Content-Encoding is the blob's own, and its body is ciphertext.
-    async for chunk in response.aiter_raw():
+    # Not decoded: a Content-Encoding is the blob's own, and its body is ciphertext.
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    async for chunk in response.stream:
         if longest is None or size <= longest:
             chunks.append(chunk)
             size += len(chunk)
@@ -387,8 +431,8 @@ def _verify(answer: Answer) -> None:
     """Raises ValueError for a body that was cut short or left unread, or as the request says."""
     request = answer.request
     # So that a success told by something in between is not taken for the service's.
-    if "x-ms-request-id" not in answer.fields:
-        raise BrokenAnswer("not an answer of the Blob service")
+    if not answer.is_of_service:
+        raise BrokenAnswer(_NOT_OF_SERVICE)
     size = len(answer.body)
     length = answer.fields.get("content-length")
     if request.operation.method != "HEAD" and length not in (None, str(size)):
@@ -419,6 +463,15 @@ def _cause(exc: BaseException) -> str:
     while not str(exc) and (inner := exc.__cause__ or exc.__context__):
         exc = inner
     return f"{type(exc).__name__}: {exc}"
+
+
+def _certificate_refusal(exc: BaseException | None) -> str:
+    """Why the server's certificate was refused, if that is what failed."""
+    while exc is not None:
+        if isinstance(exc, ssl.SSLCertVerificationError):
+            return f"the server's certificate is refused: {exc.verify_message.rstrip('.')}"
+        exc = exc.__cause__ or exc.__context__
+    return ""
 
 
 def _describe(request: Request, reason: str) -> str:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import trio
 
 from blobfs.blobs import documents, operations, wire
+from blobfs.blobs.checks import has, info_of, is_in_doubt, page_of
 from blobfs.blobs.client import Answer, Client, Renew, Request
 from blobfs.blobs.model import BlobInfo, ContentHeaders, Page, Version
 from blobfs.blobs.operations import Operation
@@ -73,11 +74,13 @@ class Container:
         """One page of the blobs below `prefix`, with their metadata; flat when `delimiter` is "".
 
         `marker` is the last page's `next_marker`. The order is the service's. `include` may ask
-        for snapshots (not with a delimiter) and blobs of uncommitted blocks alone.
+        for snapshots (not with a delimiter) and blobs of uncommitted blocks alone. What is no page
+        of this listing, or not the one of this marker, is asked for again.
         """
-        answer = await self._ask(
+        return await self._read(
             operations.LIST_BLOBS,
             prefix,
+            lambda answer: page_of(answer, prefix, marker),
             path=self._path,
             parameters={
                 "restype": "container",
@@ -89,16 +92,14 @@ class Container:
                 "marker": marker,
             },
         )
-        return _parsed(answer, documents.parse_listing)
 
     async def head(self, name: str, *, if_match: str | None = None) -> BlobInfo:
-        answer = await self._ask(
+        return await self._read(
             operations.GET_PROPERTIES,
             name,
+            lambda answer: info_of(answer, if_match),
             headers=wire.conditions(if_match),
-            verify=Answer.info,
         )
-        return answer.check().info()
 
     async def get(
         self,
@@ -119,7 +120,8 @@ class Container:
         found: list[BlobInfo] = []
 
         def verify(answer: Answer) -> None:
-            found[:] = [replace(answer.info(), size=answer.total_size(start, stop))]
+            info = info_of(answer, if_match)
+            found[:] = [replace(info, size=answer.total_size(start, stop))]
 
         answer = await self._ask(
             operations.GET_BLOB,
@@ -167,7 +169,7 @@ class Container:
                 **wire.conditions(if_match, if_none_match),
             },
             body=views,
-            is_ours=_has(metadata, sum(view.nbytes for view in views)),
+            is_ours=has(metadata, sum(view.nbytes for view in views)),
         )
 
     async def put_block(self, name: str, block_id: str, body: Buffer | Sequence[Buffer]) -> None:
@@ -202,12 +204,12 @@ class Container:
 
     async def staged_blocks(self, name: str) -> dict[str, int]:
         """Id and stored bytes of each block that was staged and is not committed."""
-        answer = await self._ask(
+        return await self._read(
             operations.GET_BLOCK_LIST,
             name,
+            lambda answer: documents.parse_staged_blocks(answer.body),
             parameters={"comp": "blocklist", "blocklisttype": "uncommitted"},
         )
-        return _parsed(answer, documents.parse_staged_blocks)
 
     async def put_block_list(
         self,
@@ -231,7 +233,7 @@ class Container:
                 **wire.conditions(if_match, if_none_match),
             },
             body=wire.views(documents.block_list_document(block_ids)),
-            is_ours=_has(metadata),
+            is_ours=has(metadata),
         )
 
     async def set_metadata(
@@ -243,29 +245,32 @@ class Container:
             name,
             parameters={"comp": "metadata"},
             headers={**wire.metadata_headers(metadata), **wire.conditions(if_match)},
-            is_ours=_has(metadata),
+            is_ours=has(metadata),
         )
 
-    async def set_headers(self, name: str, headers: ContentHeaders, *, if_match: str) -> Version:
-        """Replace all content headers, Content-MD5 among them.
-
-        An attempt in doubt stays in doubt (ConditionFailed): headers do not tell commits apart.
-        """
-        fields = wire.content_headers(headers)
-        if headers.content_md5:
-            fields["x-ms-blob-content-md5"] = headers.content_md5
-        answer = await self._ask(
+    async def set_headers(
+        self, name: str, headers: ContentHeaders, *, metadata: Mapping[str, str], if_match: str
+    ) -> Version:
+        """Replace all content headers, Content-MD5 among them. `metadata` is what the blob has:
+        with these headers it marks the version that this makes."""
+        sent = wire.content_headers(headers)
+        md5 = {"x-ms-blob-content-md5": headers.content_md5} if headers.content_md5 else {}
+        is_marked = has(metadata)
+        return await self._commit(
             operations.SET_PROPERTIES,
             name,
             parameters={"comp": "properties"},
-            headers={**fields, **wire.conditions(if_match)},
-            verify=Answer.version,
+            headers={**sent, **md5, **wire.conditions(if_match)},
+            is_ours=lambda info: is_marked(info) and wire.content_headers(info.headers) == sent,
         )
-        return answer.check().version()
 
     async def get_tags(self, name: str) -> dict[str, str]:
-        answer = await self._ask(operations.GET_TAGS, name, parameters={"comp": "tags"})
-        return _parsed(answer, documents.parse_tags)
+        return await self._read(
+            operations.GET_TAGS,
+            name,
+            lambda answer: documents.parse_tags(answer.body),
+            parameters={"comp": "tags"},
+        )
 
     async def set_tags(self, name: str, tags: Mapping[str, str]) -> None:
         """Replace all tags. The blob's ETag stays."""
@@ -311,7 +316,7 @@ class Container:
             },
             verify=Answer.version,
         )
-        if _is_in_doubt(answer):
+        if is_in_doubt(answer):
             return await self._settle_copy(answer, source, source_etag, metadata)
         answer.check()
         if answer.fields.get("x-ms-copy-status", "success") == "success":
@@ -333,7 +338,7 @@ class Container:
             info = await self.head(target)
         except NotFound:
             raise answer.error() from None
-        if not _has(expected)(info):
+        if not has(expected)(info):
             raise answer.error()
         if info.copy_status == "pending":
             return await self._finish_copy(target, info.copy_id)
@@ -407,7 +412,7 @@ class Container:
             body=body,
             verify=Answer.version,
         )
-        if _is_in_doubt(answer):
+        if is_in_doubt(answer):
             return await self._settle(answer, is_ours)
         return answer.check().version()
 
@@ -423,6 +428,28 @@ class Container:
 
     def _target(self, name: str) -> str:
         return f"{self._path}/{wire.blob_path(name)}"
+
+    async def _read(
+        self,
+        operation: Operation,
+        name: str,
+        parse: Callable[[Answer], T],
+        *,
+        path: str = "",
+        parameters: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> T:
+        """What a successful answer says. One that `parse` refuses (ValueError) is asked again."""
+        found: list[T] = []
+
+        def verify(answer: Answer) -> None:
+            found[:] = [parse(answer)]
+
+        answer = await self._ask(
+            operation, name, path=path, parameters=parameters, headers=headers, verify=verify
+        )
+        answer.check()
+        return found[0]
 
     async def _ask(
         self,
@@ -469,26 +496,3 @@ def _stored_with(
         **wire.tags_header(tags),
         **wire.tier_header(tier),
     }
-
-
-def _is_in_doubt(answer: Answer) -> bool:
-    return answer.doubtful and answer.status in (409, 412)
-
-
-def _has(metadata: Mapping[str, str], size: int | None = None) -> Callable[[BlobInfo], bool]:
-    """Whether a blob is what we sent. No metadata is no mark, so nothing has that."""
-    expected = {name.lower(): value for name, value in metadata.items()}
-
-    def is_ours(info: BlobInfo) -> bool:
-        found = {name.lower(): value for name, value in info.metadata.items()}
-        return bool(expected) and found == expected and size in (None, info.size)
-
-    return is_ours
-
-
-def _parsed(answer: Answer, parse: Callable[[bytes], T]) -> T:
-    answer.check()
-    try:
-        return parse(answer.body)
-    except ValueError as exc:
-        raise answer.broken(exc) from exc

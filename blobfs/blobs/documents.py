@@ -57,12 +57,15 @@ def parse_listing(document: bytes) -> Page:
     root = _parse(document, "EnumerationResults")
     blobs: list[BlobInfo] = []
     prefixes: list[str] = []
-    for entry in root.find("Blobs") or ():
+    entries, next_marker = root.find("Blobs"), root.find("NextMarker")
+    if entries is None or next_marker is None:
+        raise MalformedXML("a listing has <Blobs> and a <NextMarker>, be they empty")
+    for entry in entries:
         if entry.tag == "Blob":
             blobs.append(_blob(entry))
         elif entry.tag == "BlobPrefix":
             prefixes.append(_name(entry))
-    return Page(blobs, prefixes, root.findtext("NextMarker") or "")
+    return Page(blobs, prefixes, next_marker.text or "")
 
 
 def parse_tags(document: bytes) -> dict[str, str]:

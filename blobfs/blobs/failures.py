@@ -88,7 +88,7 @@ def failure(
     # An answer to HEAD has no body, so the header comes first.
     code = fields.get("x-ms-error-code") or details.get("Code", "")
     kind = _exception(status, code)
-    if kind is ConditionFailed and "If-None-Match" in sent:
+    if kind is ConditionFailed and "If-None-Match" in sent and code != "SourceConditionNotMet":
         kind = AlreadyExists
     request_id = fields.get("x-ms-request-id", "")
     message = f"{operation.name} of {name!r}: {status}"
@@ -137,5 +137,7 @@ def _error_details(body: bytes) -> dict[str, str]:
 
 
 def _clean(text: str) -> str:
+    """What may be shown of the service's words, in one line whatever they are."""
     text = _STRING_TO_SIGN.sub("…", _SIGNATURE.sub("…", text))
-    return text.strip()[:_LONGEST_DETAIL]
+    text = "".join(char if char.isprintable() else " " for char in text[:_LONGEST_DETAIL])
+    return " ".join(text.split())

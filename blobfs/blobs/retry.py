@@ -1,16 +1,19 @@
 """Which failures are worth another attempt, and the one loop that makes it."""
 
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import trio
 
 from blobfs.errors import Unavailable
 
 log = logging.getLogger(__name__)
+
+_ATTEMPT_TIMEOUT = 20.0
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
@@ -22,14 +25,23 @@ class RetryPolicy:
     """Ten attempts with these delays last some 45 s, the rest of a file operation's minute.
 
     An attempt may take `attempt_timeout` seconds without any progress, and in all that plus the
-    time its bytes take at `slowest` bytes a second: slow links finish, dead ones are given up.
+    time its bytes take at `slowest` bytes a second: slow links finish, dead ones are given up. No
+    attempt begins later than `patience` seconds after the first.
     """
 
     attempts: int = 10
     first_delay: float = 0.25
     longest_delay: float = 10.0
-    attempt_timeout: float = 20.0
+    attempt_timeout: float = _ATTEMPT_TIMEOUT
     slowest: int = 16 * 1024
+    patience: float = math.inf
+
+    @classmethod
+    def within(cls, timeout: float) -> Self:
+        """For operations that have so many seconds: one of three attempts may be answered by
+        nobody, and what has no deadline of its own ends all the same."""
+        longest = min(_ATTEMPT_TIMEOUT, timeout / 3)
+        return cls(attempt_timeout=longest, patience=timeout)
 
     def delay(self, failures: int, rng: random.Random) -> float:
         """Seconds to wait after so many failures in a row: doubled each time, and jittered over
@@ -62,9 +74,10 @@ async def persist(
     """What `attempt` returns, and whether one before it may have been applied unseen.
 
     Repeats while it raises Transient; then raises its error: after the policy's number of
-    attempts, or at once when the wait would outlast the caller's deadline. Never waits beyond
-    that deadline, and lets every other exception pass.
+    attempts, or at once when the wait would outlast the policy's patience or the caller's
+    deadline. Never waits beyond that deadline, and lets every other exception pass.
     """
+    patient_until = trio.current_time() + policy.patience
     doubtful = False
     failures = 0
     while True:
@@ -76,11 +89,8 @@ async def persist(
             failures += 1
             doubtful = doubtful or failure.applied
             delay = max(policy.delay(failures, rng), failure.after)
-            if failures >= policy.attempts or _outlasts_deadline(delay):
+            until = min(patient_until, trio.current_effective_deadline())
+            if failures >= policy.attempts or trio.current_time() + delay >= until:
                 raise failure.error from failure.__cause__
             log.info("attempt %d: %s; again in %.2f s", failures, failure.error, delay)
         await trio.sleep(delay)
-
-
-def _outlasts_deadline(delay: float) -> bool:
-    return trio.current_time() + delay >= trio.current_effective_deadline()

@@ -8,6 +8,7 @@ out: `Client` uses httpx's own transport behind a proxy.
 """
 
 import math
+import os
 import ssl
 from collections.abc import Callable, Sequence
 from typing import Self
@@ -17,6 +18,7 @@ import trio
 
 _HEAD_LIMIT = 64 * 1024
 _READ = 64 * 1024
+_MOST_PIECES = 1024  # of one writev: IOV_MAX
 _CHUNKED_LIMIT = 64 * 1024 * 1024  # bodies of unknown length are listings and errors
 
 Origin = tuple[str, str, int]
@@ -127,7 +129,9 @@ class _Connection:
         self._tcp = tcp
         self._stream = stream
         self._plain = stream is tcp
+        self._socket = tcp.socket.fileno()
         self._buffer = bytearray()  # received, not consumed
+        self._piece = memoryview(bytearray(_READ))
         self.idle_since = 0.0
 
     @property
@@ -163,50 +167,70 @@ class _Connection:
         lines += [name + b": " + value for name, value in request.headers.raw]
         if any(b"\r" in line or b"\n" in line for line in lines):
             raise httpx.LocalProtocolError("a header or the target has a line break in it")
-        await self._write(b"\r\n".join(lines) + b"\r\n\r\n", timeout)
+        pieces = [memoryview(b"\r\n".join(lines) + b"\r\n\r\n")]
         if isinstance(request.stream, Body):
-            for view in request.stream.views:
-                await self._write(view, timeout)
+            pieces += request.stream.views
         else:
             assert isinstance(request.stream, httpx.AsyncByteStream)
-            async for chunk in request.stream:
-                await self._write(chunk, timeout)
-
-    async def _write(self, data: bytes | memoryview, timeout: float) -> None:
-        view = memoryview(data)
+            pieces += [memoryview(chunk) async for chunk in request.stream]
         try:
-            while view:
-                with trio.fail_after(timeout):
-                    if self._plain:
-                        view = view[await self._tcp.socket.send(view) :]
-                    else:
-                        await self._stream.send_all(view[:_READ])
-                        view = view[_READ:]
+            if self._plain:
+                await self._write_plain(pieces, timeout)
+            else:
+                await self._write_encrypted(pieces, timeout)
         except trio.TooSlowError as exc:
             raise httpx.WriteTimeout(f"nothing sent for {timeout:g} s") from exc
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise httpx.WriteError(_reason(exc)) from exc
 
+    async def _write_plain(self, pieces: list[memoryview], timeout: float) -> None:
+        while pieces:
+            try:
+                sent = os.writev(self._socket, pieces[:_MOST_PIECES])
+            except BlockingIOError:
+                with trio.fail_after(timeout):
+                    await trio.lowlevel.wait_writable(self._socket)
+                continue
+            while pieces and sent >= len(pieces[0]):
+                sent -= len(pieces.pop(0))
+            if sent:
+                pieces[0] = pieces[0][sent:]
+
+    async def _write_encrypted(self, pieces: list[memoryview], timeout: float) -> None:
+        if sum(map(len, pieces)) <= _READ:
+            pieces = [memoryview(b"".join(pieces))]  # one record, one packet
+        for piece in pieces:
+            for start in range(0, len(piece), _READ):
+                with trio.fail_after(timeout):
+                    await self._stream.send_all(piece[start : start + _READ])
+
     async def _receive(self, buffer: memoryview, timeout: float) -> int:
         """Some bytes into `buffer`, how many; 0 at the end."""
         try:
+            if self._plain:
+                return await self._receive_plain(buffer, timeout)
             with trio.fail_after(timeout):
-                if self._plain:
-                    return await self._tcp.socket.recv_into(buffer)
                 data = await self._stream.receive_some(len(buffer))
-                buffer[: len(data)] = data
-                return len(data)
+            buffer[: len(data)] = data
+            return len(data)
         except trio.TooSlowError as exc:
             raise httpx.ReadTimeout(f"nothing received for {timeout:g} s") from exc
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise httpx.ReadError(_reason(exc)) from exc
 
+    async def _receive_plain(self, buffer: memoryview, timeout: float) -> int:
+        while True:
+            try:
+                return os.readv(self._socket, [buffer])
+            except BlockingIOError:
+                with trio.fail_after(timeout):
+                    await trio.lowlevel.wait_readable(self._socket)
+
     async def _more(self, timeout: float) -> None:
-        piece = memoryview(bytearray(_READ))
-        count = await self._receive(piece, timeout)
+        count = await self._receive(self._piece, timeout)
         if count == 0:
             raise httpx.RemoteProtocolError("the server closed the connection in an answer")
-        self._buffer += piece[:count]
+        self._buffer += self._piece[:count]
 
     async def _until(self, end: bytes, timeout: float) -> bytes:
         """Up to and without `end`, which is consumed too."""
@@ -259,9 +283,8 @@ class _Connection:
 
     async def read_to_end(self, timeout: float) -> bytearray:
         body, self._buffer = self._buffer, bytearray()
-        piece = memoryview(bytearray(_READ))
-        while count := await self._receive(piece, timeout):
-            body += piece[:count]
+        while count := await self._receive(self._piece, timeout):
+            body += self._piece[:count]
             if len(body) > _CHUNKED_LIMIT:
                 raise httpx.RemoteProtocolError("an answer is too long")
         return body

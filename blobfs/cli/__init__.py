@@ -17,13 +17,14 @@ from blobfs.cli import (
     upkeep,
 )
 from blobfs.errors import BlobfsError, UsageError
+from blobfs.hardening import harden
 from blobfs.mount import EXIT_FAILURE, EXIT_USAGE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The `blobfs` command; its exit status."""
     parser, verbs = _parser()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _arguments(argv)
     # `blobfs SOURCE MOUNTPOINT` is `blobfs mount SOURCE MOUNTPOINT`.
     if arguments and not arguments[0].startswith("-") and arguments[0] not in verbs:
         arguments.insert(0, "mount")
@@ -32,14 +33,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def mount_helper(argv: Sequence[str] | None = None) -> int:
     """`mount.blobfs` and `mount.fuse.blobfs`: the arguments are those that mount(8) passes."""
-    chosen = mounting.helper_parser().parse_args(sys.argv[1:] if argv is None else argv)
+    chosen = mounting.helper_parser().parse_args(_arguments(argv))
     return _reporting(chosen)
 
 
 def umount_helper(argv: Sequence[str] | None = None) -> int:
     """`umount.blobfs` and `umount.fuse.blobfs`: the arguments are those that umount(8) passes."""
-    chosen = unmounting.helper_parser().parse_args(sys.argv[1:] if argv is None else argv)
+    chosen = unmounting.helper_parser().parse_args(_arguments(argv))
     return _reporting(chosen)
+
+
+def _arguments(argv: Sequence[str] | None) -> list[str]:
+    """What the command line says, of a process that is then ours to harden; or `argv`."""
+    if argv is not None:
+        return list(argv)
+    harden()
+    return sys.argv[1:]
 
 
 def _reporting(chosen: argparse.Namespace) -> int:

@@ -8,7 +8,6 @@ import platform
 import trio
 
 from blobfs import __version__
-from blobfs.argv import hide_secrets
 from blobfs.cli.terminal import Terminal
 from blobfs.cli.verbs import Verbs, add_options
 from blobfs.doctor import (
@@ -49,7 +48,6 @@ def add(verbs: Verbs) -> None:
 
 
 def _doctor(chosen: argparse.Namespace) -> int:
-    hide_secrets()
     terminal = Terminal()
     if chosen.json:
         findings = Findings()

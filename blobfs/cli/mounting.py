@@ -9,7 +9,6 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
-from blobfs.argv import hide_secrets
 from blobfs.cli.verbs import Verbs, add_options
 from blobfs.errors import OptionError
 from blobfs.mount import EXIT_FAILURE, mount
@@ -85,7 +84,6 @@ def _options_help() -> str:
 
 
 def _mount(chosen: argparse.Namespace) -> int:
-    hide_secrets()
     texts = list(chosen.options)
     if chosen.read_only:
         texts.append("ro")

@@ -9,7 +9,6 @@ from urllib.parse import quote
 
 import trio
 
-from blobfs.argv import hide_secrets
 from blobfs.cli.verbs import Verbs, add_options
 from blobfs.envelope import Protocol
 from blobfs.errors import (
@@ -22,13 +21,8 @@ from blobfs.errors import (
 )
 from blobfs.mount import EXIT_FAILURE, EXIT_USAGE
 from blobfs.options import MountOptions, parse_source, split_options
-from blobfs.recovering import (
-    Recovery,
-    RecoveryFile,
-    discard,
-    read_description,
-    recovery_files,
-)
+from blobfs.recovering import Recovery, discard
+from blobfs.recovery import RecoveryFile, read_description, recovery_files
 from blobfs.sas import redact
 from blobfs.session import open_session, parse_by_clock
 from blobfs.source import Source
@@ -110,7 +104,6 @@ def _paths(chosen: argparse.Namespace) -> list[Path]:
 
 
 def _list(chosen: argparse.Namespace) -> int:
-    hide_secrets()
     paths = _paths(chosen)
     if not paths:
         print(f"no recovery files in {chosen.spool_dir}")
@@ -140,7 +133,6 @@ def _state(file: RecoveryFile, options: list[str]) -> str:
 
 
 def _upload(chosen: argparse.Namespace) -> int:
-    hide_secrets()
     return _each(
         _named(chosen),
         lambda path: _in_session(

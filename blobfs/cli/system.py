@@ -5,7 +5,6 @@ import os
 from itertools import chain
 from pathlib import Path
 
-from blobfs.argv import hide_secrets
 from blobfs.cli import mounting, unmounting
 from blobfs.cli.verbs import Verbs, add_source_arguments
 from blobfs.errors import OptionError
@@ -14,6 +13,7 @@ from blobfs.source import split_source
 from blobfs.system import files, updatedb
 from blobfs.system.completion import completions
 from blobfs.system.files import File
+from blobfs.system.layout import LOCAL, PACKAGED
 from blobfs.system.manual import pages
 from blobfs.system.units import Mount, automount_unit, fstab_line, mount_unit, service_template
 from blobfs.system.wrappers import wrappers
@@ -29,10 +29,18 @@ def add(verbs: Verbs) -> None:
     )
     verb.set_defaults(run=_install)
     _add_root(verb)
+    verb.add_argument(
+        "--package",
+        dest="layout",
+        action="store_const",
+        const=PACKAGED,
+        default=LOCAL,
+        help="make the files of a package: in /usr, where uninstall leaves them alone",
+    )
     verb = verbs.add_parser(
         "uninstall", help="undo install", description="Remove all that blobfs install has put."
     )
-    verb.set_defaults(run=_uninstall)
+    verb.set_defaults(run=_uninstall, layout=LOCAL)
     _add_root(verb)
     verb = verbs.add_parser(
         "units",
@@ -64,10 +72,10 @@ def _files(chosen: argparse.Namespace, root: Path) -> list[File]:
     rows = mounting.option_rows()
     helpers = mounting.helper_parser(), unmounting.helper_parser()
     return [
-        *wrappers(root),
-        *pages(chosen.program, *helpers, rows),
-        *completions(chosen.program, rows),
-        service_template(),
+        *wrappers(root, chosen.layout),
+        *pages(chosen.program, *helpers, rows, chosen.layout),
+        *completions(chosen.program, rows, chosen.layout),
+        service_template(chosen.layout),
     ]
 
 
@@ -84,9 +92,12 @@ def _in_root(chosen: argparse.Namespace, *, wanted: bool) -> int:
     if not root.is_dir():
         raise OptionError(f"--root {root} is not a directory")
     work = files.install if wanted else files.uninstall
-    hint = updatedb.set_hint(root, wanted=wanted)
+    done = work(root, _files(chosen, root), chosen.layout.mark)
+    packaged = root / f"{PACKAGED.programs}/blobfs".lstrip("/")
     try:
-        for line in chain(work(root, _files(chosen, root)), hint):
+        if wanted and chosen.layout is LOCAL and files.is_marked(packaged, PACKAGED.mark):
+            done = [f"kept {packaged}: it is from the package, as all the other files are"]
+        for line in chain(done, updatedb.set_hint(root, wanted=wanted)):
             print(line)
     except OSError as exc:
         what = "cannot install into" if wanted else "cannot uninstall from"
@@ -97,7 +108,6 @@ def _in_root(chosen: argparse.Namespace, *, wanted: bool) -> int:
 
 
 def _units(chosen: argparse.Namespace) -> int:
-    hide_secrets()
     mount = _checked(chosen)
     units = mount_unit(mount), automount_unit(mount)
     try:

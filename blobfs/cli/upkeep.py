@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from blobfs import logs
-from blobfs.argv import hide_secrets
 from blobfs.cli.verbs import Verbs, add_source_arguments
 from blobfs.envelope import Protocol
 from blobfs.errors import BlobfsError, OptionError, SasError, root_cause
@@ -64,14 +63,20 @@ def add(verbs: Verbs) -> None:
         "verify",
         help="check what is stored",
         description="Check every blob's metadata, key, seal and size, and say what lies about that "
-        "should not. Nothing is changed. Errors are what a mount with these options refuses or "
-        "cannot read, notices what is worth a look.",
+        "should not. Nothing is changed, but by --remove-hidden. Errors are what a mount with "
+        "these options refuses or cannot read, notices what is worth a look.",
         epilog="exit status: 0 all is well, 3 notices only, 4 errors or not all was looked at, "
         "1 something given is wrong, 32 failure",
     )
     _add_common(verb)
     verb.add_argument("--deep", action="store_true", help="read and check every byte")
     verb.add_argument("--json", action="store_true", help="report as JSON, not as a table")
+    verb.add_argument(
+        "--remove-hidden",
+        action="store_true",
+        help="delete what killed mounts have left of files unlinked while open; "
+        "only while no mount is in use",
+    )
     verb.set_defaults(run=_verify)
 
 
@@ -126,11 +131,18 @@ def _reencrypt(chosen: argparse.Namespace) -> int:
 
 
 def _verify(chosen: argparse.Namespace) -> int:
-    options = _options(chosen, needed="")
+    options = _options(chosen, needed="d" if chosen.remove_hidden else "")
 
     async def work(session: Session, report: Report) -> int:
         form = Json(report) if chosen.json else Table(report)
-        summary = await verify(session, report, form, prefix=chosen.prefix, deep=chosen.deep)
+        summary = await verify(
+            session,
+            report,
+            form,
+            prefix=chosen.prefix,
+            deep=chosen.deep,
+            remove_hidden=chosen.remove_hidden,
+        )
         if summary.errors or not summary.complete:
             return EXIT_LEFT
         return EXIT_NOTICES if summary.notices else 0
@@ -140,7 +152,6 @@ def _verify(chosen: argparse.Namespace) -> int:
 
 def _options(chosen: argparse.Namespace, *more: str, needed: str) -> MountOptions:
     """Raises OptionError, or SasError when a token has not the letters `needed`."""
-    hide_secrets()
     texts = [*chosen.options, *more]
     options = parse_by_clock(lambda now: parse_source(chosen.source, texts, now=now))
     for access in options.accesses:

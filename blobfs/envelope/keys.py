@@ -308,6 +308,8 @@ def _material(fields: dict[str, object]) -> bytes | RSAPrivateKey | RSAPublicKey
             key: RSAPrivateKey | RSAPublicKey = jwk.get_op_key(
                 "unwrapKey" if jwk.has_private else "wrapKey"
             )
+            public = key.public_key() if isinstance(key, RSAPrivateKey) else key
+            public.encrypt(b"", _OAEP[_RSA_ALGORITHM])  # no modulus is too odd to be loaded
             return key
         text = jwk.get_op_key("unwrapKey")
         return base64.b64decode(text + "=" * (-len(text) % 4), altchars="-_", validate=True)

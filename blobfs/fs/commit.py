@@ -57,6 +57,12 @@ async def commit(store: Store, node: Node) -> None:
         return
     if node.attempts and await _was_applied(store, node, draft):
         return
+    # A single Put Blob is in memory twice; blocks have room of their own.
+    async with store.singles.taken(2 * draft.size if draft.size <= SINGLE_PUT else 0):
+        await _commit(store, node, draft)
+
+
+async def _commit(store: Store, node: Node, draft: Draft) -> None:
     upload = await _finished_upload(store, node, draft)
     for _ in range(3):
         try:
@@ -132,7 +138,8 @@ async def _store_upload(store: Store, node: Node, draft: Draft, upload: Upload) 
 
 
 def _committed(store: Store, node: Node, draft: Draft, info: BlobInfo) -> None:
-    cached = node.page_cache_etag == ("" if node.info is None else node.info.etag)
+    before = "" if node.info is None else node.info.etag
+    cached, told = node.page_cache_etag == before, node.told_etag == before
     store.wrote(node, info)
     node.attempts.clear()
     node.commits += 1
@@ -140,6 +147,8 @@ def _committed(store: Store, node: Node, draft: Draft, info: BlobInfo) -> None:
     node.plain_size = draft.size
     # Of what the kernel's cache was right about it saw every change pass.
     node.page_cache_etag = info.etag if cached else ""
+    if told:
+        node.told_etag = info.etag  # the size is the one that it has reached by its writes
     draft.committed(KEEP_PAGES)
 
 
@@ -194,7 +203,11 @@ async def _keep_aside(store: Store, node: Node, draft: Draft, upload: Upload) ->
     properties = replace(await _own_properties(store, node), tags=None, tier=None)
     if draft.size > SINGLE_PUT or not upload.is_single:
         upload = store.new_upload(node, aside)
-        await upload.finish(draft.size, draft.read)
+        try:
+            await upload.finish(draft.size, draft.read)
+        except BaseException:
+            upload.abandon()
+            raise
     await upload.seal(properties)
     await upload.commit(properties, if_match=None, create=True, name=aside)
     return aside
@@ -205,8 +218,11 @@ async def _own_properties(store: Store, node: Node) -> Properties:
     return Properties(store.composed(node), headers, None, None)
 
 
-async def keep_or_lose(store: Store, node: Node, reason: str) -> None:
-    """Write the recovery file of a draft that could not be stored, and say where it is."""
+async def keep(store: Store, node: Node, reason: str) -> bool:
+    """Write the recovery file of a draft that could not be stored, and say where it is.
+
+    False when there was no room for it, or no key.
+    """
     draft = node.draft
     assert draft is not None
     holes = 0
@@ -240,6 +256,7 @@ async def keep_or_lose(store: Store, node: Node, reason: str) -> None:
         )
     except (OSError, BlobfsError) as exc:
         log.critical("%s: NOT STORED, and no recovery file could be written: %s", node.path, exc)
-    else:
-        but = f", but for {holes} bytes of the version below it, which are zeros" if holes else ""
-        log.error("%s: not stored; its content is kept, encrypted, in %s%s", node.path, path, but)
+        return False
+    but = f", but for {holes} bytes of the version below it, which are zeros" if holes else ""
+    log.error("%s: not stored; its content is kept, encrypted, in %s%s", node.path, path, but)
+    return True

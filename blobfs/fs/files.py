@@ -12,6 +12,7 @@ from blobfs.attributes import Kind
 from blobfs.draft import Draft
 from blobfs.errors import BlobfsError, ConditionFailed, PosixError
 from blobfs.fs import commit as commits
+from blobfs.fs.ahead import Ahead
 from blobfs.fs.store import Store
 from blobfs.inodes import Handle, Node
 from blobfs.reader import Reach
@@ -29,6 +30,11 @@ DRAIN_TIME = 30.0
 """Seconds, and those that the bytes take, until files become recovery files as the mount ends:
 systemd ends a service within 90."""
 
+RETRY_TIME = 10.0
+"""Seconds, and those that the bytes take, for one more attempt to store what a last close could
+neither store nor keep. The close had its whole time: now a recovery file is worth more than
+another wait, during which a crash would lose the content."""
+
 SLOWEST_UPLOAD = 1024 * 1024
 """Bytes a second that an upload is given time for."""
 
@@ -37,6 +43,7 @@ class Files:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._inodes = store.inodes
+        self._ahead = Ahead(store)
 
     async def open(self, node: Node, flags: int, *, privileged: bool = False) -> tuple[int, bool]:
         """A handle, and whether the kernel may keep its cached pages of the file.
@@ -114,6 +121,8 @@ class Files:
         if handle.content is None or handle.commits != node.commits:
             handle.content = await self._store.content(node)
             handle.commits = node.commits
+        if offset == 0:
+            self._ahead.read(node)
         return await self._store.reader.read(handle.content, handle.reach, offset, size)
 
     async def write(self, number: int, offset: int, data: bytes) -> int:
@@ -155,13 +164,14 @@ class Files:
         upload = node.upload
         try:
             while draft.size - upload.staged >= upload.next_block:
-                # The pieces have no name here: the traceback of an error of `send` would keep them,
-                # and a page of which there is a piece cannot grow.
+                await upload.turn(upload.next_block)
+                # The pieces have no name here: the traceback of an error would keep them, and a
+                # page of which there is a piece cannot grow.
                 block = upload.body.encrypt(
                     *draft.pieces(upload.staged, upload.next_block), final=False
                 )
                 draft.stage(upload.body, block)
-                await upload.send(block)
+                upload.send(block)
         except BlobfsError as exc:
             # Not this write's failure: the draft has the bytes, and the commit will try again.
             log.warning("%s: staging stopped: %s", node.path, exc)
@@ -280,7 +290,8 @@ class Files:
         """Write a recovery file, shielded; False when that may still be possible later."""
         size = 0 if node.draft is None else node.draft.size
         with trio.move_on_after(KEEP_TIME + size / SLOWEST_DISK, shield=True):
-            await commits.keep_or_lose(self._store, node, reason)
+            if not await commits.keep(self._store, node, reason):
+                return False
             self._forget_unsaved(node)
             return True
         log.error("%s: not stored; no recovery file yet: its content was not all there", node.path)
@@ -306,6 +317,24 @@ class Files:
             log.error("%s, of a file unlinked while open, is left behind: %s", name, exc)
         node.hidden = ""
         node.info = None
+
+    async def retry(self) -> None:
+        """Store or keep what a last close could do neither with: its disk was full, say."""
+        await self._each([node for node in self._inodes if self._is_left(node)], self._retry)
+
+    def _is_left(self, node: Node) -> bool:
+        return node.draft is not None and node.draft.dirty and not node.writers
+
+    async def _retry(self, node: Node) -> None:
+        if node.draft is None or not self._is_left(node):
+            return
+        with trio.move_on_after(RETRY_TIME + node.draft.size / SLOWEST_UPLOAD):
+            await self._commit_at_last(node)
+        if node.writers:
+            return  # whose close stores it
+        if not self._is_unsaved(node) or await self._keep(node, "close failed"):
+            self._drop_draft(node)
+            self._inodes.release(node)
 
     async def drain(self) -> None:
         """Before the mount ends: store everything that is dirty, or keep it for recovery.

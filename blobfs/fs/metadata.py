@@ -252,7 +252,9 @@ class Metadata:
         info = await self._stored(node)
         headers = replace(info.headers, **{key: value})
         container = self._store.volume(node).container
-        version = await container.set_headers(info.name, headers, if_match=info.etag)
+        version = await container.set_headers(
+            info.name, headers, metadata=info.metadata, if_match=info.etag
+        )
         self._store.new_version(node, replace(info, headers=headers), version)
 
 

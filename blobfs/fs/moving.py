@@ -19,7 +19,7 @@ import trio
 from blobfs.attributes import INTENT_KEY, put_key, value_of
 from blobfs.blobs import BlobInfo, Container, ContentHeaders
 from blobfs.envelope import METADATA_KEY
-from blobfs.errors import AlreadyExists, BlobfsError, NotFound, Unavailable
+from blobfs.errors import AlreadyExists, BlobfsError, ConditionFailed, NotFound, Unavailable
 from blobfs.fs.store import Store
 from blobfs.inodes import Node
 from blobfs.names import check_blob_name
@@ -88,10 +88,15 @@ async def move_directory(
         except BaseException:
             await _undo(move, marker, target)
             raise
-        for old_marker in (node.info, slash_marker):
-            if old_marker is not None:
-                await store.delete(move.container, old_marker.name, old_marker.etag)
-        marker = await _conclude(move, marker)
+        try:
+            for old_marker in (node.info, slash_marker):
+                if old_marker is not None:
+                    await store.delete(move.container, old_marker.name, old_marker.etag)
+            marker = await _conclude(move, marker)
+        except BaseException:
+            _distrust(move)
+            store.listings.drop(new_parent)  # all is there by now
+            raise
         _move_nodes(move, target, new_parent, new_name)
         store.wrote(node, marker)
     finally:
@@ -194,7 +199,10 @@ async def _copy(move: _Move, info: BlobInfo) -> None:
         move.copies[info.name] = await _copy_blob(move, info, name)
     except AlreadyExists:
         # Left by the run that this one resumes? Then it is the same content.
-        there = await move.container.head(name)
+        try:
+            there = await move.container.head(name)
+        except NotFound:  # then it was the other condition that failed
+            raise ConditionFailed(f"{info.name!r} was changed by someone else") from None
         if not _is_copy(there, info):
             raise
         move.copies[info.name] = there
@@ -274,9 +282,15 @@ async def _undo(move: _Move, marker: BlobInfo, target: Node | None) -> None:
             await _conclude(move, marker)
     if scope.cancelled_caught or not complete:
         log.error("a rename of %r to %r is half done; run it again", move.old, move.new)
+    _distrust(move)
+
+
+def _distrust(move: _Move) -> None:
+    """What is known of the directory is out of date."""
     for child in _below(move.store, move.node):
         move.store.listings.drop(child)
         child.fresh_until = 0.0
+    move.store.distrust(move.node)
     move.store.listings.drop(move.node)
 
 

@@ -6,18 +6,19 @@ nothing is deleted before everything is copied, and a failure takes the copies b
 """
 
 import errno
+import math
 import stat
 from dataclasses import dataclass, replace
 
 import trio
 
 from blobfs.attributes import Attributes, Kind
-from blobfs.blobs import BlobInfo, ContentHeaders
-from blobfs.errors import BlobfsError, NotFound, PosixError
+from blobfs.blobs import BlobInfo, Container, ContentHeaders
+from blobfs.errors import BlobfsError, NotFound, PosixError, Unavailable
 from blobfs.fs.commit import commit
 from blobfs.fs.listing import Listing
 from blobfs.fs.moving import is_resumable, move_directory
-from blobfs.fs.store import Store
+from blobfs.fs.store import CLEAN_UP_TIME, Store
 from blobfs.fs.tree import Tree
 from blobfs.inodes import Node
 from blobfs.names import check_blob_name
@@ -202,8 +203,26 @@ class Namespace:
     async def rename(
         self, old_parent: Node, old_name: str, new_parent: Node, new_name: str, flags: int
     ) -> None:
+        """A directory's takes the time that its entries take. Raises Unavailable when a file's is
+        not over in the time of an operation."""
         if flags & ~RENAME_NOREPLACE:
             raise PosixError(errno.EINVAL, "RENAME_EXCHANGE and RENAME_WHITEOUT are not possible")
+        seconds = self._store.write_policy.timeout
+        try:
+            with trio.fail_after(seconds) as scope:
+                await self._rename(old_parent, old_name, new_parent, new_name, flags, scope)
+        except trio.TooSlowError as exc:
+            raise Unavailable(f"no answer within {seconds:g} s") from exc
+
+    async def _rename(
+        self,
+        old_parent: Node,
+        old_name: str,
+        new_parent: Node,
+        new_name: str,
+        flags: int,
+        scope: trio.CancelScope,
+    ) -> None:
         store = self._store
         node = await self._tree.lookup(old_parent, old_name)
         target = await self._target(new_parent, new_name)
@@ -223,6 +242,7 @@ class Namespace:
         if node.info is not None or node.is_directory:
             await store.ensure_marker(old_parent)
         if node.is_directory:
+            scope.deadline = math.inf
             # One at a time: one of the directories may lie in the other.
             async with self._moving:
                 await move_directory(store, node, target, new_parent, new_name)
@@ -319,7 +339,19 @@ class Namespace:
             await container.delete(source.name, if_match=source.etag)
         except NotFound:
             return
-        except BlobfsError:
-            if is_new:
-                await container.delete(moved.name, if_match=moved.etag)
+        except BaseException as exc:
+            with trio.move_on_after(CLEAN_UP_TIME, shield=True):
+                # A deletion without an answer may have been done: then the copy is all there is.
+                is_left = await self._is_left(container, source.name)
+                if not is_left and isinstance(exc, BlobfsError):
+                    return
+                if is_left and is_new:
+                    await self._store.delete(container, moved.name, moved.etag)
             raise
+
+    async def _is_left(self, container: Container, name: str) -> bool:
+        try:
+            await container.head(name)
+        except NotFound:
+            return False
+        return True

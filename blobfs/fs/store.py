@@ -45,7 +45,8 @@ from blobfs.inodes import Node
 from blobfs.keyring import Keyring
 from blobfs.names import HIDDEN_PREFIX, check_blob_name, join
 from blobfs.reader import Content, Reach, Reader
-from blobfs.writer import Upload, WritePolicy
+from blobfs.room import Room
+from blobfs.writer import UNDER_WAY, Upload, WritePolicy
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ ATTRIBUTE_DELAY = 1.0
 """Seconds that attribute changes may wait for a write that carries them."""
 
 RETRY_DELAY = 10.0
-"""Seconds until attribute changes that could not be sent are tried again."""
+"""Seconds until attribute changes, and content, that could not be sent are tried again."""
 
 CLEAN_UP_TIME = 10.0
 """Seconds that deleting what a failed operation leaves behind may take."""
@@ -80,7 +81,9 @@ class Store(Nodes):
         self.keyring = keyring
         self.pool = pool
         self.write_policy = write_policy
-        self._nursery = nursery
+        self.blocks = Room(UNDER_WAY)
+        self.singles = Room(UNDER_WAY)
+        self.nursery = nursery
         self._changed: set[Node] = set()  # those with unsaved attributes, and some that had
 
     def wrote(self, node: Node, info: BlobInfo) -> None:
@@ -160,6 +163,8 @@ class Store(Nodes):
         info.etag, info.last_modified_ns = version
         if node.page_cache_etag == node.info.etag:
             node.page_cache_etag = info.etag
+        if node.told_etag == node.info.etag:
+            node.told_etag = info.etag
         if node.content is not None:
             node.content.info = info
         self.wrote(node, info)
@@ -432,5 +437,11 @@ class Store(Nodes):
         volume, name = self.volume(node), name or self.blob_name(node)
         check_blob_name(name)
         return Upload(
-            volume.container, name, node.kind, self.keyring, self.write_policy, self._nursery
+            volume.container,
+            name,
+            node.kind,
+            self.keyring,
+            self.write_policy,
+            self.nursery,
+            self.blocks,
         )

@@ -7,7 +7,9 @@ import re
 # `sig`, since `%3Fsig%3D` has none: better too much redacted than too little.
 _QUOTE = r"""(?:b?\\*["']|\\u002[27]|%(?:25)*2[27])"""
 _SPACE = r"(?:\s|%(?:25)*20)*"
-_COLON = rf"{_QUOTE}{_SPACE}(?:[:,]|%(?:25)*(?:3a|2c)){_SPACE}(?:\[|%(?:25)*5b)?{_SPACE}{_QUOTE}"
+# A blank belongs to one `_SPACE` only: were two side by side, many blanks would take for ever.
+_BRACKET = rf"(?:(?:\[|%(?:25)*5b){_SPACE})?"
+_COLON = rf"{_QUOTE}{_SPACE}(?:[:,]|%(?:25)*(?:3a|2c)){_SPACE}{_BRACKET}{_QUOTE}"
 _EQUALS = rf"(?:(?:=|\\u003d|%(?:25)*3d)(?:{_QUOTE})?|{_COLON}|>)"
 _VALUE = r"(?:[A-Za-z0-9+/=_~.-]|\\/|\\u00(?:2b|2f|3d)|%(?!(?:25)*(?:26|22|27)))+"
 _SECRET = re.compile(rf"(?P<name>(?:sig|accountkey){_EQUALS}){_VALUE}", re.IGNORECASE)

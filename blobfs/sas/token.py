@@ -115,6 +115,8 @@ def _parse_token(text: str) -> Sas:
         raise SasError(_ACCOUNT_KEY_GIVEN)
     fields = _fields(query)
     _check_signature(query)
+    if not all(value.isprintable() for value in fields.values()):  # they are shown to people
+        raise damaged("one of its fields has a control character in it")
     is_account = "ss" in fields or "srt" in fields
     identifier = fields.get("si", "")
     needed = ["sv"] if is_account else ["sv", "sr"]

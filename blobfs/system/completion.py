@@ -6,17 +6,20 @@ import shlex
 from collections.abc import Sequence
 
 from blobfs.system.commands import Command, command_of, help_of
-from blobfs.system.files import MARK, File
+from blobfs.system.files import File
+from blobfs.system.layout import Layout
 from blobfs.system.manual import Row
 
 
-def completions(program: argparse.ArgumentParser, rows: Sequence[Row]) -> list[File]:
+def completions(
+    program: argparse.ArgumentParser, rows: Sequence[Row], layout: Layout
+) -> list[File]:
     tree = command_of(program)
-    share = "/usr/local/share"
+    share, mark = layout.share, layout.mark
     return [
-        File(f"{share}/bash-completion/completions/blobfs", _bash(tree, rows)),
-        File(f"{share}/zsh/site-functions/_blobfs", _zsh(tree, rows)),
-        File(f"{share}/fish/vendor_completions.d/blobfs.fish", _fish(tree, rows)),
+        File(f"{share}/bash-completion/completions/blobfs", _bash(tree, rows, mark)),
+        File(f"{layout.zsh}/_blobfs", _zsh(tree, rows, mark)),
+        File(f"{share}/fish/vendor_completions.d/blobfs.fish", _fish(tree, rows, mark)),
     ]
 
 
@@ -35,13 +38,13 @@ def _pattern(command: Command) -> str:
     return words if command.verbs else f"{words}|{words}' '*"
 
 
-def _bash(tree: Command, rows: Sequence[Row]) -> str:
+def _bash(tree: Command, rows: Sequence[Row], mark: str) -> str:
     cases = "\n".join(
         f"        {_pattern(at)}) words={shlex.quote(' '.join(_words(at)))} ;;"
         for at in tree.walk()
     )
     # bash breaks words at = and :, and replaces only what comes after the last of them: `cur`.
-    return f"""# bash completion of blobfs. {MARK}
+    return f"""# bash completion of blobfs. {mark}
 _blobfs() {{
     local line=${{COMP_LINE:0:COMP_POINT}} cur=${{COMP_WORDS[COMP_CWORD]}} words= verbs= word before
     [[ $cur != [=:] ]] || cur=
@@ -72,7 +75,7 @@ complete -o default -F _blobfs blobfs
 """
 
 
-def _zsh(tree: Command, rows: Sequence[Row]) -> str:
+def _zsh(tree: Command, rows: Sequence[Row], mark: str) -> str:
     cases = "\n".join(
         f"    {_pattern(command)}) candidates=({_described(command)}) ;;" for command in tree.walk()
     )
@@ -84,7 +87,7 @@ def _zsh(tree: Command, rows: Sequence[Row]) -> str:
         for name in shown.split(", ")
     )
     return f"""#compdef blobfs
-# {MARK}
+# {mark}
 local -a candidates
 if [[ $words[CURRENT-1] == -o ]]; then
     _values -s , option {values}
@@ -114,9 +117,9 @@ def _plain(text: str) -> str:
     return text.translate(str.maketrans(":[]", ";()"))
 
 
-def _fish(tree: Command, rows: Sequence[Row]) -> str:
+def _fish(tree: Command, rows: Sequence[Row], mark: str) -> str:
     lines = [
-        f"# fish completion of blobfs. {MARK}",
+        f"# fish completion of blobfs. {mark}",
         "function __blobfs_at",
         "    set -l words (string match -v -- '-*' (commandline -opc)[2..])",
         '    test "$words" = "$argv"',

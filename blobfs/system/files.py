@@ -9,9 +9,6 @@ from pathlib import Path
 
 from blobfs.errors import OptionError
 
-MARK = "Made by blobfs install; blobfs uninstall removes it."
-"""In each of our files, in a comment. A file without it is somebody else's."""
-
 
 @dataclass(frozen=True, slots=True)
 class File:
@@ -22,13 +19,14 @@ class File:
     mode: int = 0o644
 
 
-def install(root: Path, files: Iterable[File]) -> Iterable[str]:
-    """Write those that differ; what was done, a line each. Raises OSError and OptionError."""
+def install(root: Path, files: Iterable[File], mark: str) -> Iterable[str]:
+    """Write those that differ, but none over a file without `mark`; what was done, a line each.
+    Raises OSError and OptionError."""
     for file in files:
         place = _place(root, file.path)
         if not place.exists():
             done = "wrote"
-        elif not _is_ours(place):
+        elif not is_marked(place, mark):
             yield f"kept {place}: it is not from blobfs install"
             continue
         else:
@@ -39,13 +37,13 @@ def install(root: Path, files: Iterable[File]) -> Iterable[str]:
         yield f"{done} {place}"
 
 
-def uninstall(root: Path, files: Iterable[File]) -> Iterable[str]:
-    """Remove those that are there and ours. Raises OSError and OptionError."""
+def uninstall(root: Path, files: Iterable[File], mark: str) -> Iterable[str]:
+    """Remove those that are there and have `mark`. Raises OSError and OptionError."""
     for file in files:
         place = _place(root, file.path)
         if not place.exists():
             continue
-        if not _is_ours(place):
+        if not is_marked(place, mark):
             yield f"kept {place}: it is not from blobfs install"
             continue
         place.unlink()
@@ -71,8 +69,9 @@ def write(path: Path, content: str, mode: int) -> None:
         raise
 
 
-def _is_ours(path: Path) -> bool:
-    return MARK in path.read_text(errors="replace")
+def is_marked(path: Path, mark: str) -> bool:
+    """Whether `path` is there and a file of ours."""
+    return path.exists() and mark in path.read_text(errors="replace")
 
 
 def _place(root: Path, path: str) -> Path:

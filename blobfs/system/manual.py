@@ -5,9 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 from blobfs.system.commands import Command, command_of, help_of, metavar
-from blobfs.system.files import MARK, File
-
-_DIRECTORY = "/usr/local/share/man"
+from blobfs.system.files import File
+from blobfs.system.layout import Layout
 
 Row = tuple[str, str, str]
 """A mount option as users write it, its default and its meaning."""
@@ -18,8 +17,10 @@ def pages(
     helper: argparse.ArgumentParser,
     umount_helper: argparse.ArgumentParser,
     rows: Sequence[Row],
+    layout: Layout,
 ) -> list[File]:
     mount_8 = [
+        f'.\\" {layout.mark}',
         *_head("mount.blobfs", 8, "mount an Azure Blob container, encrypted on the client"),
         *_usage([helper, umount_helper]),
         ".SH DESCRIPTION",
@@ -38,6 +39,7 @@ def pages(
     ]
     tree = command_of(program)
     blobfs_1 = [
+        f'.\\" {layout.mark}',
         *_head("blobfs", 1, "an Azure Blob container as an encrypted file system"),
         *_usage([program]),
         ".SH DESCRIPTION",
@@ -49,11 +51,11 @@ def pages(
         *_exit_status(),
         *_see_also("mount.blobfs(8), mount(8), fusermount3(1)"),
     ]
-    umount_8 = [f'.\\" {MARK}', ".so man8/mount.blobfs.8"]
+    umount_8 = [f'.\\" {layout.mark}', ".so man8/mount.blobfs.8"]
     return [
-        File(f"{_DIRECTORY}/man1/blobfs.1", _text(blobfs_1)),
-        File(f"{_DIRECTORY}/man8/mount.blobfs.8", _text(mount_8)),
-        File(f"{_DIRECTORY}/man8/umount.blobfs.8", _text(umount_8)),
+        File(f"{layout.share}/man/man1/blobfs.1", _text(blobfs_1)),
+        File(f"{layout.share}/man/man8/mount.blobfs.8", _text(mount_8)),
+        File(f"{layout.share}/man/man8/umount.blobfs.8", _text(umount_8)),
     ]
 
 
@@ -77,7 +79,6 @@ def _prose(text: str) -> list[str]:
 
 def _head(name: str, section: int, what: str) -> list[str]:
     return [
-        f'.\\" {MARK}',
         f'.TH {_escape(name.upper())} {section} "" "blobfs" "blobfs"',
         ".SH NAME",
         f"{_escape(name)} \\- {_escape(what)}",

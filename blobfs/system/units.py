@@ -9,9 +9,8 @@ import string
 from dataclasses import dataclass
 
 from blobfs.errors import OptionError
-from blobfs.system.files import MARK, File
-
-UNITS = "/usr/local/lib/systemd/system"
+from blobfs.system.files import File
+from blobfs.system.layout import LOCAL, Layout
 
 STOP_TIME = "15min"
 """How long systemd waits for what is dirty to be stored, before it kills. The daemon itself ends
@@ -117,7 +116,7 @@ def _value(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def service_template() -> File:
+def service_template(layout: Layout = LOCAL) -> File:
     """`blobfs@NAME.service`, for the mount described in /etc/blobfs/NAME.conf.
 
     FUSE leaves out what would give the service a mount namespace of its own (ProtectSystem=,
@@ -125,9 +124,9 @@ def service_template() -> File:
     needed for root, and the network is.
     """
     return File(
-        f"{UNITS}/blobfs@.service",
+        f"{layout.units}/blobfs@.service",
         f"""\
-# {MARK}
+# {layout.mark}
 # /etc/blobfs/NAME.conf says what `systemctl enable --now blobfs@NAME` mounts:
 #     SOURCE=https://ACCOUNT.blob.core.windows.net/CONTAINER
 #     MOUNTPOINT=/mnt/data
@@ -146,7 +145,7 @@ EnvironmentFile=/etc/blobfs/%i.conf
 LoadCredential=sas:/etc/blobfs/%i.sas
 LoadCredential=keys:/etc/blobfs/%i.keys
 Environment=OPTIONS=rw
-ExecStart=/usr/local/bin/blobfs mount -o foreground,spool_dir=/var/lib/blobfs \\
+ExecStart={layout.programs}/blobfs mount -o foreground,spool_dir=/var/lib/blobfs \\
     -o sas_file=%d/sas,key_file=%d/keys -o ${{OPTIONS}} -- ${{SOURCE}} ${{MOUNTPOINT}}
 ExecReload=/bin/kill -HUP $MAINPID
 Restart=on-failure

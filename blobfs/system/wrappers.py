@@ -4,42 +4,49 @@ A helper of mount(8) runs without PATH or HOME, with any umask, and maybe as roo
 else: so each names its interpreter, and takes nothing from the environment (`python -I`).
 """
 
+import shlex
 import sys
 from pathlib import Path
 
-from blobfs.system.files import MARK, File
+from blobfs.system.files import File
+from blobfs.system.layout import Layout
 
-# Path -> function of blobfs.cli. mount(8) looks nowhere else than in /sbin.
-PROGRAMS = {
-    "/sbin/mount.blobfs": "mount_helper",
-    "/sbin/mount.fuse.blobfs": "mount_helper",
-    "/sbin/umount.blobfs": "umount_helper",
-    "/sbin/umount.fuse.blobfs": "umount_helper",
-    "/usr/local/bin/blobfs": "main",
+# Name -> function of blobfs.cli.
+_HELPERS = {
+    "mount.blobfs": "mount_helper",
+    "mount.fuse.blobfs": "mount_helper",
+    "umount.blobfs": "umount_helper",
+    "umount.fuse.blobfs": "umount_helper",
 }
+_MOUNT_FAILURE = 32  # mount(8), exit status
 
-_LONGEST_INTERPRETER = 120  # execve(2) cuts the line after 127 bytes on old kernels
 
-
-def wrappers(root: Path) -> list[File]:
+def wrappers(root: Path, layout: Layout) -> list[File]:
     interpreter = _inside(root, Path(sys.executable))
     packages = _inside(root, Path(__file__).parents[2])
+    programs = {f"{layout.helpers}/{name}": function for name, function in _HELPERS.items()}
+    programs[f"{layout.programs}/blobfs"] = "main"
     return [
-        File(path, _script(interpreter, packages, function), 0o755)
-        for path, function in PROGRAMS.items()
+        File(path, _script(interpreter, packages, function, layout.mark), 0o755)
+        for path, function in programs.items()
     ]
 
 
-def _script(interpreter: str, packages: str, function: str) -> str:
-    if " " in interpreter or len(interpreter) > _LONGEST_INTERPRETER:
-        # A string for Python; for sh a command that has Python run this file.
-        start = f"#!/bin/sh\n'''exec' \"{interpreter}\" -I \"$0\" \"$@\"\n' '''"
-    else:
-        start = f"#!{interpreter} -I"
-    return f"""{start}
-# {MARK}
+def _script(interpreter: str, packages: str, function: str, mark: str) -> str:
+    # For Python, the lines between the quotes are a string; sh never comes to the second ones.
+    # Without sh an interpreter that is gone would have mount(8) fail without a word, and a path
+    # with a blank could not be named.
+    run = shlex.quote(interpreter)
+    return f"""#!/bin/sh
+# {mark}
+''':'
+[ -x {run} ] && exec {run} -I "$0" "$@"
+echo "blobfs: $0 cannot run" {run}": it is gone, or closed to this user" >&2
+exit {_MOUNT_FAILURE}
+'''
 import sys
-sys.path.append({packages!r})
+if {packages!r} not in sys.path:  # a checkout, or for one user: before the system's packages
+    sys.path.insert(0, {packages!r})
 from blobfs.cli import {function}
 sys.exit({function}())
 """

@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 
+from blobfs.envelope import Protocol
 from blobfs.reader import Content, Reach, Reader, ReadPolicy
 
 STEP = 4 * 1024 * 1024
@@ -11,10 +12,19 @@ STEP = 4 * 1024 * 1024
 READ_AHEAD = 4 * 1024 * 1024
 
 
-def read_policy(workers: int, timeout: float, *, plaintext: bool) -> ReadPolicy:
-    """Read whatever can be read, `plaintext` too if wanted, with room for all workers' data."""
+def read_policy(
+    workers: int,
+    timeout: float,
+    *,
+    plaintext: bool,
+    require_seal: bool = False,
+    min_protocol: Protocol = Protocol.V1_0,
+) -> ReadPolicy:
+    """Read whatever can be read and is not refused, with room for all workers' data."""
     return ReadPolicy(
         require_encryption=not plaintext,
+        require_seal=require_seal,
+        min_protocol=min_protocol,
         cache_size=workers * (STEP + 2 * READ_AHEAD),
         readahead=READ_AHEAD,
         timeout=timeout,

@@ -36,12 +36,13 @@ from blobfs.errors import (
 from blobfs.fs.nodes import kind_of_blob
 from blobfs.names import HIDDEN_PREFIX, REENCRYPT_PREFIX, join
 from blobfs.reader import Content, Reader
+from blobfs.room import Room
 from blobfs.session import Place, Session
 from blobfs.upkeep.contents import Sequential, read_policy
 from blobfs.upkeep.keep import with_times
 from blobfs.upkeep.passes import TRIES, Pass, background, look_again, within
 from blobfs.upkeep.report import Report, shown
-from blobfs.writer import MAX_BLOCKS, Properties, Upload, WritePolicy, region_of
+from blobfs.writer import MAX_BLOCKS, UNDER_WAY, Properties, Upload, WritePolicy, region_of
 
 PIECE = 64 * 1024 * 1024
 """Bytes that the service is asked to copy by one request; more for files of over 3 TiB."""
@@ -78,7 +79,14 @@ async def reencrypt(
     work = _Reencrypting(session, report, workers, include_plain=include_plain, dry_run=dry_run)
     try:
         async with background() as nursery:
-            policy = read_policy(workers, session.options.timeout, plaintext=include_plain)
+            # What a mount with these options refuses must not get a seal by being rewritten.
+            policy = read_policy(
+                workers,
+                session.options.timeout,
+                plaintext=include_plain,
+                require_seal=session.options.require_seal,
+                min_protocol=Protocol(session.options.min_protocol),
+            )
             work.use(Reader(session.keyring, policy, nursery), nursery)
             await work.run(prefix)
     finally:
@@ -119,6 +127,7 @@ class _Reencrypting:
         """What reads and writes run in."""
         self._reader = reader
         self._nursery = nursery
+        self._blocks = Room(UNDER_WAY)
 
     async def run(self, prefix: str) -> None:
         if not self._dry_run:
@@ -189,7 +198,15 @@ class _Reencrypting:
         with within(self._timeout, repr(info.name)):
             content = await self._reader.open(lambda: (container, info.name), info, kind)
         plain = Sequential(self._reader, content)
-        upload = Upload(container, hidden, kind, self._session.keyring, self._policy, self._nursery)
+        upload = Upload(
+            container,
+            hidden,
+            kind,
+            self._session.keyring,
+            self._policy,
+            self._nursery,
+            self._blocks,
+        )
         try:
             await upload.finish(content.size, plain.read)
             copy = await self._store_hidden(container, upload, info)

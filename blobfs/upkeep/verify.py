@@ -4,8 +4,7 @@ What the mount options refuse (`require_encryption`, `require_seal`, `min_protoc
 cannot be read at all is an error; what is permitted and still worth a look is a notice.
 """
 
-import json
-from pathlib import Path
+from contextlib import suppress
 
 from blobfs.attributes import Kind as FileKind
 from blobfs.attributes import value_of
@@ -28,6 +27,7 @@ from blobfs.errors import (
     KeyUnknown,
     NotFound,
     ProtocolRefused,
+    RecoveryError,
     Truncated,
     WrongKey,
 )
@@ -35,12 +35,13 @@ from blobfs.fs.commit import CONFLICT_MARK
 from blobfs.fs.nodes import kind_of_blob
 from blobfs.names import HIDDEN_PREFIX, REENCRYPT_PREFIX
 from blobfs.reader import Reader
-from blobfs.recovery import MAGIC, SUFFIX
+from blobfs.recovery import read_description, recovery_files
 from blobfs.session import Place, Session
 from blobfs.upkeep.contents import Sequential, read_policy
 from blobfs.upkeep.findings import Finding, Form, Kind, Summary
 from blobfs.upkeep.passes import TRIES, Pass, background, look_again, within
 from blobfs.upkeep.report import Report
+from blobfs.xattrs import decode_box
 
 WORKERS = 16
 """Most blobs looked at at once: each may take some 12 MiB of memory."""
@@ -57,9 +58,18 @@ _ERRORS: tuple[tuple[type[BlobfsError], Kind], ...] = (
 
 
 async def verify(
-    session: Session, report: Report, form: Form, *, prefix: str = "", deep: bool = False
+    session: Session,
+    report: Report,
+    form: Form,
+    *,
+    prefix: str = "",
+    deep: bool = False,
+    remove_hidden: bool = False,
 ) -> Summary:
     """Look at every blob, and with `deep` at every byte of those that are encrypted.
+
+    `remove_hidden` deletes the blobs of files that were unlinked while open, which are of use to
+    nobody but the mount that has them open still.
 
     Raises ServiceError when the pass cannot go on; the form then has ended, not complete.
     """
@@ -71,7 +81,7 @@ async def verify(
             workers = min(options.connections, WORKERS)
             policy = read_policy(workers, options.timeout, plaintext=True)
             reader = Reader(session.keyring, policy, nursery)
-            verifying = _Verifying(session, reader, form, summary)
+            verifying = _Verifying(session, reader, form, summary, remove_hidden)
             run = Pass(session, report, workers=workers, counts=False)
             verifying.look_for_recovery_files()
             await run.over(
@@ -87,13 +97,16 @@ async def verify(
 
 
 class _Verifying:
-    def __init__(self, session: Session, reader: Reader, form: Form, summary: Summary) -> None:
+    def __init__(
+        self, session: Session, reader: Reader, form: Form, summary: Summary, remove_hidden: bool
+    ) -> None:
         self._session = session
         self._options = session.options
         self._timeout = session.options.timeout
         self._reader = reader
         self._form = form
         self._summary = summary
+        self._remove_hidden = remove_hidden
 
     def _found(self, place: Place, info: BlobInfo, kind: Kind, detail: str, *, error: bool) -> None:
         self._add(
@@ -129,6 +142,9 @@ class _Verifying:
             return
         self._summary.blobs += 1
         self._summary.bytes += info.size
+        if self._remove_hidden and _is_hidden(info):
+            await self._remove(place, info)
+            return
         self._look_at_name(place, info)
         await self._check_box(place, info)
         if not self._take_stock(place, info):
@@ -155,12 +171,18 @@ class _Verifying:
         if name.startswith(REENCRYPT_PREFIX):
             detail = "left by a reencrypt that was killed, or is running: run it again"
             self._found(place, info, Kind.REENCRYPT, detail, error=False)
-        elif name.startswith(HIDDEN_PREFIX):
+        elif _is_hidden(info):
             detail = "of a file that was unlinked while open: in use, or left by a crash"
             self._found(place, info, Kind.HIDDEN, detail, error=False)
         elif CONFLICT_MARK in name:
             detail = "what was kept aside when two hosts wrote the file"
             self._found(place, info, Kind.CONFLICT, detail, error=False)
+
+    async def _remove(self, place: Place, info: BlobInfo) -> None:
+        with within(self._timeout, repr(info.name)), suppress(NotFound):
+            await place.container.delete(info.name, if_match=info.etag)
+        detail = "of a file that was unlinked while open: deleted"
+        self._found(place, info, Kind.HIDDEN, detail, error=False)
 
     async def _check_box(self, place: Place, info: BlobInfo) -> None:
         value = value_of(info.metadata, BOX_KEY)
@@ -171,7 +193,7 @@ class _Verifying:
             self._summary.keys[box.wrapped.key_id] += 1
             with within(self._timeout, repr(info.name)):
                 payload = await self._session.keyring.unwrap(box.wrapped)
-            box.decrypt(box_cek(payload))
+            decode_box(box.decrypt(box_cek(payload)))
         except ContentError as exc:
             kind = next(kind for cls, kind in _ERRORS if isinstance(exc, cls))
             self._found(place, info, kind, f"extended attributes: {exc}", error=True)
@@ -220,28 +242,16 @@ class _Verifying:
     def look_for_recovery_files(self) -> None:
         """Those of this session's containers, in its `spool_dir` if that can be read."""
         ours = {place.container.url for place in self._session.places}
-        try:
-            files = sorted(self._options.spool_dir.glob(f"*{SUFFIX}"))
-        except OSError:
-            return
-        for file in files:
-            container, name = _origin(file)
-            if container in ours:
-                detail = f"holds what a failed close could not store as {name!r}"
-                self._add(Finding("notice", Kind.RECOVERY, "", str(file), detail))
+        with suppress(RecoveryError):
+            for path in recovery_files(self._options.spool_dir):
+                with suppress(RecoveryError):  # `blobfs recover list` tells of those
+                    file = read_description(path)
+                    if file.container_url in ours:
+                        detail = f"holds what a failed close could not store as {file.name!r}"
+                        self._add(Finding("notice", Kind.RECOVERY, "", str(path), detail))
 
 
-def _origin(file: Path) -> tuple[str, str]:
-    """The container's URL and the blob's name in a recovery file; "" where it has none."""
-    try:
-        with file.open("rb") as opened:
-            end = opened.seek(0, 2)
-            opened.seek(max(0, end - 16))
-            length, magic = opened.read(8), opened.read(8)
-            if magic != MAGIC:
-                return "", ""
-            opened.seek(max(0, end - 16 - int.from_bytes(length, "big")))
-            description = json.loads(opened.read(int.from_bytes(length, "big")))
-        return str(description["container"]), str(description["name"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "", ""
+def _is_hidden(info: BlobInfo) -> bool:
+    """Whether it is of a file that was unlinked while open."""
+    name = info.name.rpartition("/")[2]
+    return name.startswith(HIDDEN_PREFIX) and not name.startswith(REENCRYPT_PREFIX)

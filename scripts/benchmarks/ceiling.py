@@ -65,6 +65,16 @@ http {{
             }}
             add_header x-ms-request-id ceiling;
             add_header x-ms-blob-type BlockBlob;
+            try_files $uri @written;
+        }}
+        # A mount asks for the version of its own write before it writes again.
+        location @written {{
+            if ($request_method != HEAD) {{ return 404; }}
+            add_header x-ms-request-id ceiling;
+            add_header x-ms-blob-type BlockBlob;
+            add_header ETag '"0x2"';
+            add_header Last-Modified "{now}";
+            return 200;
         }}
     }}
 }}
