@@ -249,6 +249,8 @@ class _Reencrypting:
             tags = await container.get_tags(name) if current.tag_count else None
             tier = current.tier if current.tier and not current.tier_inferred else None
             await upload.seal(Properties(with_times(current), current.headers, tags, tier))
+        # Told to stop, the pass still hears this out: the file is replaced or it is not.
+        with trio.CancelScope(shield=True), within(self._timeout, repr(name)):
             await container.put_block_list(
                 name,
                 ids,
