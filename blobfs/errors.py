@@ -23,7 +23,7 @@
     │   ├── Archived
     │   ├── Unavailable           network, 5xx or deadline, after retries
     │   │   ├── KeyUnavailable    a key provider gave no answer, or none of use; may be asked again
-    │   │   └── Untrusted         who answers cannot prove to be the service: it was asked nothing
+    │   │   └── Untrusted         who answers is not shown to be the service: it was asked nothing
     │   └── Rejected              the service calls our request malformed
     └── ContentError              what is stored is not what may be served
         ├── KeyUnknown            nobody has a key of the blob's key id

@@ -408,15 +408,33 @@ async def test_a_clock_that_is_wrong(
     assert ("timedatectl set-ntp true" in texts(findings, "clock")) is (state != "ok")
 
 
+@pytest.mark.parametrize("name", ["https_proxy", "ALL_PROXY"])
 async def test_a_proxy_is_named_without_its_password(
-    patient: Patient, monkeypatch: pytest.MonkeyPatch
+    patient: Patient, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setenv("https_proxy", "http://user:secret@localhost:1/")
+    monkeypatch.setenv(name, "http://user:secret@localhost:1/")
     patient.source = "https://account.invalid/container"
     findings = await patient.examined()
     assert texts(findings, "proxy") == "requests go through localhost:1 | "
     assert states(findings)["service"] == "wrong"
     assert "secret" not in json.dumps(findings.as_json())
+
+
+async def test_a_proxy_that_cannot_be_used(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "socks5://user:secret@localhost:1")
+    patient.source = "https://account.invalid/container"
+    findings = await patient.examined()
+    assert "HTTPS_PROXY or ALL_PROXY names cannot be used" in texts(findings, "service")
+    assert "secret" not in json.dumps(findings.as_json())
+
+
+async def test_plain_http_has_no_proxy(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://localhost:1")
+    findings = await patient.examined()
+    assert "proxy" not in states(findings)
+    assert states(findings)["service"] == "ok"
 
 
 async def test_a_key_file_that_others_can_read(patient: Patient) -> None:

@@ -83,6 +83,24 @@ def test_so_is_every_other_command() -> None:
         assert_closed(pid)
 
 
+def test_protection_that_the_kernel_refuses_is_said_before_any_log_is_configured() -> None:
+    refusing = """
+import resource, sys
+from blobfs.cli import main
+def refuse(*arguments):
+    raise ValueError("refused")
+resource.setrlimit = refuse
+sys.argv = ["blobfs", "mount", "x", "/"]
+main()
+"""
+    # fmt: off
+    done = subprocess.run(
+        [*CORES_ALLOWED, sys.executable, "-c", refusing], cwd=ROOT, capture_output=True, text=True
+    )
+    # fmt: on
+    assert done.stderr.splitlines()[0] == "blobfs: the limit of core dumps stays: refused"
+
+
 def dataclasses_of_blobfs() -> Iterator[type]:
     for module in pkgutil.walk_packages(blobfs.__path__, "blobfs."):
         if not module.name.endswith("__main__"):

@@ -3,6 +3,9 @@
     container   one container: what can be asked of it, and whose write it was in doubt
     checks      whether an answer, and a blob, is the one that it should be
     client      one request: connection limits, timeouts, retries, counting
+    transport   connections of our own, for bodies of megabytes
+    proxies     the way through a proxy
+    trust       whom a request may be sent to: TLS, certificates
     retry       which failures are worth another attempt, and when
     failures    (status, x-ms-error-code) → exception, and what the message says
     operations  the operations used and the SAS permission each needs
@@ -20,6 +23,7 @@ from blobfs.blobs.container import Container
 from blobfs.blobs.model import BlobInfo, ContentHeaders, Page, Version
 from blobfs.blobs.operations import UPLOADS, VERBS
 from blobfs.blobs.packed import PackedMetadata
+from blobfs.blobs.proxies import proxy_of
 from blobfs.blobs.retry import RetryPolicy
 from blobfs.blobs.wire import METADATA_LIMIT, Buffer, metadata_size
 
@@ -37,4 +41,5 @@ __all__ = [
     "RetryPolicy",
     "Version",
     "metadata_size",
+    "proxy_of",
 ]

@@ -5,7 +5,6 @@ import functools
 import logging
 import random
 import re
-import ssl
 import time
 import urllib.request
 import uuid
@@ -23,8 +22,10 @@ from blobfs import __version__
 from blobfs.blobs.failures import failure
 from blobfs.blobs.model import BlobInfo, Version, info_from_headers, parse_date, parse_etag
 from blobfs.blobs.operations import Operation
+from blobfs.blobs.proxies import ThroughProxies
 from blobfs.blobs.retry import RETRIED_STATUSES, RetryPolicy, Transient, persist
 from blobfs.blobs.transport import Body, SocketTransport
+from blobfs.blobs.trust import refusal, tls
 from blobfs.errors import Rejected, ServiceError, TokenRefused, Unavailable, Untrusted
 from blobfs.metrics import Latencies
 from blobfs.sas import letters_of
@@ -196,10 +197,10 @@ class Client:
         self._metadata = trio.CapacityLimiter(connections)
         if transport is not None:
             self._http = transport
-        elif urllib.request.getproxies():
-            self._http = _ThroughProxies(2 * connections)
         else:
-            self._http = SocketTransport(_tls, keepalive=_KEEPALIVE)
+            self._http = SocketTransport(tls, keepalive=_KEEPALIVE)
+            if urllib.request.getproxies():
+                self._http = ThroughProxies(self._http, 2 * connections, _KEEPALIVE)
         # The limiters queue, under the caller's deadline; the pool never has to.
         self._timeouts = httpx.Timeout(self._retry.attempt_timeout, pool=None).as_dict()
         self.requests: Counter[tuple[str, int]] = Counter()
@@ -268,8 +269,8 @@ class Client:
             raise Rejected(_describe(request, reason)) from None
         except httpx.TransportError as exc:
             self._count(request, 0)
-            if refusal := _certificate_refusal(exc):
-                raise Untrusted(_describe(request, refusal)) from exc
+            if reason := refusal(exc):
+                raise Untrusted(_describe(request, reason)) from exc
             connected = not isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout)
             raise Transient(_unavailable(request, _cause(exc)), applied=connected) from exc
         finally:
@@ -340,31 +341,6 @@ class Client:
             self.clock_skew = parse_date(date) / 1e9 - time.time()
 
 
-class _ThroughProxies(httpx.AsyncBaseTransport):
-    """httpx's client, which knows what the environment says of proxies, as a transport.
-
-    Without a proxy it is left out: its cookies, redirects and authentication, which nobody wants
-    here, take 0.3 ms a request.
-    """
-
-    def __init__(self, connections: int) -> None:
-        self._client = httpx.AsyncClient(
-            verify=_tls(),
-            follow_redirects=False,
-            limits=httpx.Limits(
-                max_connections=connections,
-                max_keepalive_connections=connections,
-                keepalive_expiry=_KEEPALIVE,
-            ),
-        )
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        return await self._client.send(request, stream=True)
-
-    async def aclose(self) -> None:
-        await self._client.aclose()
-
-
 class _SignedURL(httpx.URL):
     """A URL whose text ends before the SAS and whose target on the wire has it, byte for byte.
 
@@ -385,13 +361,6 @@ class _SignedURL(httpx.URL):
 @functools.lru_cache(maxsize=64)
 def _parsed(origin: str) -> httpx.URL:
     return httpx.URL(origin)
-
-
-@functools.cache  # loading the system's certificates takes 50 ms
-def _tls() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
 
 
 def _encode_value(value: str) -> bytes:
@@ -463,15 +432,6 @@ def _cause(exc: BaseException) -> str:
     while not str(exc) and (inner := exc.__cause__ or exc.__context__):
         exc = inner
     return f"{type(exc).__name__}: {exc}"
-
-
-def _certificate_refusal(exc: BaseException | None) -> str:
-    """Why the server's certificate was refused, if that is what failed."""
-    while exc is not None:
-        if isinstance(exc, ssl.SSLCertVerificationError):
-            return f"the server's certificate is refused: {exc.verify_message.rstrip('.')}"
-        exc = exc.__cause__ or exc.__context__
-    return ""
 
 
 def _describe(request: Request, reason: str) -> str:

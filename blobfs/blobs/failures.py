@@ -66,6 +66,10 @@ _REFUSED = {
     "BlobImmutableDueToPolicy": "an immutability policy or a legal hold protects it",
 }
 
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# Of a URL nothing else is shown: its query may be ours, with the token.
+_HOST = re.compile(r"(?:https?:)?//(?:[^/?#]*@)?([\w.:\[\]-]+)", re.IGNORECASE)
+
 _SIGNATURE = re.compile(r"(?<![a-z])sig(?![a-z]).*", re.IGNORECASE | re.DOTALL)
 _STRING_TO_SIGN = re.compile(r"string[- ]to[- ]sign.*", re.IGNORECASE | re.DOTALL)
 _LONGEST_DETAIL = 300
@@ -94,7 +98,10 @@ def failure(
     message = f"{operation.name} of {name!r}: {status}"
     if code:
         message += f" {_clean(code)}"
-    if reason := _reason(kind, code, details, operation, sent, granted):
+    if status in _REDIRECTS:
+        place = _HOST.match(fields.get("location", ""))
+        message += f": a redirect to {place[1] if place else 'another path'}, which is not followed"
+    elif reason := _reason(kind, code, details, operation, sent, granted):
         message += f": {reason}"
     if request_id:
         message += f" (request id {request_id})"

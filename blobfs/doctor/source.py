@@ -10,13 +10,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from secrets import token_bytes
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import trio
 
 from blobfs.access import Access
 from blobfs.attributes import value_of
-from blobfs.blobs import BlobInfo, Client, Container, RetryPolicy
+from blobfs.blobs import BlobInfo, Client, Container, RetryPolicy, proxy_of
 from blobfs.doctor.findings import Findings
 from blobfs.envelope import METADATA_KEY, EncryptionData
 from blobfs.errors import (
@@ -106,9 +105,9 @@ async def _network(source: Source, findings: Findings) -> bool:
     parts = urlsplit(f"{source.scheme}://{source.netloc}")
     host = parts.hostname or ""
     port = parts.port or {"http": 80, "https": 443}[source.scheme]
-    proxy = urlsplit(getproxies().get(source.scheme, ""))
-    if proxy.hostname and not proxy_bypass(host):
-        findings.ok("proxy", f"requests go through {proxy.hostname}:{proxy.port or 80}")
+    if proxy := proxy_of(source.scheme, host):
+        shown = proxy.partition("://")[2].rpartition("@")[2].rstrip("/")  # without its password
+        findings.ok("proxy", f"requests go through {shown}")
         return True
     findings.begin("name")
     try:
@@ -202,7 +201,7 @@ async def _service(access: Access, label: str, findings: Findings) -> list[BlobI
             )
         except Denied as exc:
             findings.wrong(f"service{label}", exc, "get a token with r and l at least")
-        except ServiceError as exc:
+        except (ServiceError, OptionError) as exc:
             findings.wrong(f"service{label}", exc, "check the network; try again later")
         else:
             blobs = list(page.blobs)
