@@ -18,7 +18,7 @@ def test_programs_at_once_find_what_they_wrote_and_the_daemon_closes_what_it_ope
 
 
 def test_memory_that_grows_to_the_end_is_told_from_memory_that_fills_a_cache() -> None:
-    grows = [Sample(at, 1000 * at, 10) for at in range(90)]
-    fills = [Sample(at, 1000 * min(at, 20), 10) for at in range(90)]
+    grows = [Sample(at, 1000 * at, 10, at) for at in range(90)]
+    fills = [Sample(at, 1000 * min(at, 20), 10, at) for at in range(90)]
     assert growth(grows) == 30_000
     assert growth(fills) == 0

@@ -2,8 +2,9 @@
 
 Each program (`tests/torture/soak_program.py`) changes files of its own, reads shared ones, and
 compares all it is told with what it wrote. None may spend more than LIMIT_S in one operation. At
-the end a fresh mount must show, at the service, what the programs have in mind. The daemon's memory
-and descriptors are sampled each second and drawn into .cache/torture/soak.svg.
+the end the daemon, once the kernel was made to forget all names, knows the root alone, and a fresh
+mount shows, at the service, what the programs have in mind. The daemon's memory and descriptors and
+the operations done are sampled each second and drawn into .cache/torture/soak.svg and soak.png.
 """
 
 import json
@@ -18,8 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from blobfs.control import ask, find
 from tests.azurite import Azurite
 from tests.journal import Entry, tree
+from tests.model import forget_names
 from tests.mounts import ROOT, Mount, mounted
 from tests.torture.service import service
 from tests.torture.soak_program import SHARED, shared_content
@@ -33,19 +36,22 @@ IDLE_S = 10
 """Within which all descriptors but those of idle connections are closed."""
 CONNECTIONS = 16
 """Of the client: so many for contents, and again for all else. They stay open when idle."""
-PICTURE = ROOT / ".cache" / "torture" / "soak.svg"
+PICTURES = [ROOT / ".cache" / "torture" / name for name in ("soak.svg", "soak.png")]
+RATE_S = 10
+"""Over which the operations per second are taken in the picture."""
 
 
 class Sample(NamedTuple):
     at: float
     memory: int
     descriptors: int
+    operations: int  # so far
 
 
-def sample(pid: int, start: float) -> Sample:
+def sample(pid: int, at: float, operations: int) -> Sample:
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     descriptors = len(os.listdir(f"/proc/{pid}/fd"))
-    return Sample(time.monotonic() - start, pages * os.sysconf("SC_PAGE_SIZE"), descriptors)
+    return Sample(at, pages * os.sysconf("SC_PAGE_SIZE"), descriptors, operations)
 
 
 def growth(samples: list[Sample]) -> int:
@@ -79,6 +85,7 @@ class Soak:
                 (mount.path / name).write_bytes(shared_content(0, size))
             self._work(mount, seconds)
             self._check_descriptors(mount)
+            self._check_forgotten(mount)
         key_file = mount.key_file
         with mounted(self.azurite, self.container, self.folder, key_file=key_file) as fresh:
             for number in range(self.programs):
@@ -107,9 +114,8 @@ class Soak:
         programs = [self._start(mount, number, seconds) for number in range(self.programs)]
         try:
             while any(program.poll() is None for program in programs):
-                self.samples.append(sample(mount.pid, start))
-                for number, program in enumerate(programs):
-                    self._check(number, program)
+                done = sum(self._check(number, program) for number, program in enumerate(programs))
+                self.samples.append(sample(mount.pid, time.monotonic() - start, done))
                 time.sleep(1)
             for number, program in enumerate(programs):
                 self._check(number, program)
@@ -121,16 +127,20 @@ class Soak:
                 program.kill()
                 program.wait()
 
-    def _check(self, number: int, program: subprocess.Popen[bytes]) -> None:
+    def _check(self, number: int, program: subprocess.Popen[bytes]) -> int:
+        """How many operations it has done."""
         status = program.poll()
         if status is not None:
             trouble = self._file("stderr", number).read_text()
             assert status == 0, self._said(f"program {number} ended with {status}: {trouble}")
-            return
-        with suppress(OSError, ValueError):  # it has not begun
+        try:
             note = json.loads(self._file("notes", number).read_text())
+        except (OSError, ValueError):  # it has not begun
+            return 0
+        if status is None:
             waited = time.monotonic() - note["since"]
             assert waited < LIMIT_S, self._said(f"program {number}: {waited:.0f} s in {note}")
+        return int(note["done"])
 
     def _check_descriptors(self, mount: Mount) -> None:
         """Nothing that was opened is left but connections: those that the pool keeps."""
@@ -143,6 +153,15 @@ class Soak:
         assert self.connections <= most, self._said(
             f"{self.connections} connections, {most} allowed"
         )
+
+    def _check_forgotten(self, mount: Mount) -> None:
+        """Of a file that nobody uses and the kernel has forgotten, the daemon keeps nothing."""
+        assert known(mount)["known"] > self.programs, self._said("the kernel has asked for little")
+        forget_names(mount.path)
+        deadline = time.monotonic() + IDLE_S
+        while (left := known(mount)) != {"known": 1}:
+            assert time.monotonic() < deadline, self._said(f"not forgotten: {left}")
+            time.sleep(0.2)
 
     def _verify(self, mount: Path, number: int) -> None:
         result: dict[str, Any] = json.loads(self._file("result", number).read_text())
@@ -175,25 +194,39 @@ def descriptors(pid: int) -> Counter[str]:
     return found
 
 
-def draw(samples: list[Sample], title: str, path: Path) -> None:
-    from matplotlib.figure import (
-        Figure,
-    )  # of the extra `torture`, which the short form goes without
+def known(mount: Mount) -> dict[str, int]:
+    """What the daemon's status says of files, but for zeros."""
+    files: dict[str, int] = ask(find(mount.path), {"do": "status"})["files"]
+    return {what: number for what, number in files.items() if number}
 
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    memory, open_files = figure.subplots(2, sharex=True)
+
+def draw(samples: list[Sample], title: str, paths: list[Path]) -> None:
+    # of the extra `torture`, which the short form goes without
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    memory, open_files, operations = figure.subplots(3, sharex=True)
     minutes = [s.at / 60 for s in samples]
     memory.plot(minutes, [s.memory / 2**20 for s in samples], linewidth=1)
-    memory.set_ylabel("memory of the daemon\n(resident), MiB")
+    memory.set_ylabel("memory of the\ndaemon, MiB")
     open_files.plot(minutes, [s.descriptors for s in samples], linewidth=1)
-    open_files.set_ylabel("descriptors")
-    open_files.set_xlabel("minutes")
-    for axes in (memory, open_files):
+    open_files.set_ylabel("descriptors of\nthe daemon")
+    pairs = list(zip(samples, samples[RATE_S:], strict=False))
+    operations.plot(
+        [later.at / 60 for _, later in pairs],
+        [(later.operations - s.operations) / (later.at - s.at) for s, later in pairs],
+        linewidth=1,
+    )
+    operations.set_ylabel("operations\na second")
+    operations.set_xlabel("minutes")
+    for axes in (memory, open_files, operations):
         axes.set_ylim(bottom=0)
         axes.grid(linewidth=0.3)
-    memory.set_title(title, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+        axes.margins(x=0)
+    figure.suptitle(title, fontsize=10)
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
 
 
 def run(seed: int, minutes: float, say: Callable[[str], None]) -> None:
@@ -204,8 +237,8 @@ def run(seed: int, minutes: float, say: Callable[[str], None]) -> None:
         finally:
             title = f"{PROGRAMS} programs, {minutes:g} minutes, seed {seed}"
             if soak.samples:
-                draw(soak.samples, title, PICTURE)
-                say(f"drawn into {PICTURE.relative_to(ROOT)}")
+                draw(soak.samples, title, PICTURES)
+                say(f"drawn into {', '.join(str(p.relative_to(ROOT)) for p in PICTURES)}")
         say(", ".join(f"{number:,} {what}" for what, number in sorted(soak.figures.items())))
         mib = [s.memory / 2**20 for s in soak.samples]
         most = max(s.descriptors for s in soak.samples)

@@ -50,8 +50,12 @@ class Program:
         while time.monotonic() < until:
             operation = self.random.choice(OPERATIONS)
             began = time.monotonic()
-            note = {"operation": operation.__name__, "since": began}
-            os.pwrite(self._notes, json.dumps(note).encode().ljust(100), 0)
+            note = {
+                "operation": operation.__name__,
+                "since": began,
+                "done": self.figures.total(),
+            }
+            os.pwrite(self._notes, json.dumps(note).encode().ljust(120), 0)
             operation(self)
             self.slowest = max(self.slowest, time.monotonic() - began)
             self.figures[operation.__name__] += 1

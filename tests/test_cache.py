@@ -1,0 +1,65 @@
+"""The cache of decrypted content keeps to its bound, whatever the size of what is in it."""
+
+import tracemalloc
+
+import pytest
+
+from blobfs.cache import Block, BlockCache
+
+MIB = 1024 * 1024
+
+
+def block(first: int, units: int, unit: int) -> Block:
+    plain = memoryview(bytearray(units * unit)).toreadonly()
+    return Block(first, first + units - 1, plain)
+
+
+def identity(number: int) -> tuple[object, ...]:
+    """As `Reader.open` makes one: with a wrapped key of its own."""
+    return (object(), 65536, b"", number, "", number.to_bytes(40, "big"))
+
+
+@pytest.mark.parametrize(
+    ("units", "unit"),
+    [
+        pytest.param(1, 10, id="tiny files"),
+        pytest.param(1, 4096, id="small files"),
+        pytest.param(100, 16, id="the smallest regions"),
+        pytest.param(64, 4096, id="small regions"),
+        pytest.param(4, 65536, id="the usual regions"),
+    ],
+)
+def test_what_is_cached_takes_no_more_memory_than_it_may(units: int, unit: int) -> None:
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        cache = BlockCache(MIB)
+        for number in range(2 * MIB // (units * unit + 400)):  # more than there is room for
+            cache.put(identity(number), block(0, units, unit))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert MIB * 0.7 < cache.bytes_held <= MIB
+    assert after - before <= MIB * 1.1
+    assert after - before > MIB * 0.5, "half of the bound is no use"
+
+
+def test_what_goes_is_gone_with_all_its_units() -> None:
+    cache = BlockCache(20_000)
+    cache.put("a", block(0, 4, 2000))
+    cache.put("b", block(0, 4, 2000))
+    assert ("a", 3) in cache
+    assert cache.get("a", 0) is not None  # so that b was used longest ago
+    cache.put("c", block(2, 2, 4000))
+    assert [(name, unit) for name in "abc" for unit in range(4) if (name, unit) in cache] == [
+        *(("a", unit) for unit in range(4)),
+        *(("c", unit) for unit in (2, 3)),
+    ]
+
+
+def test_a_block_that_is_larger_than_all_room_leaves_the_others_alone() -> None:
+    cache = BlockCache(20_000)
+    cache.put("a", block(0, 1, 10))
+    cache.put("b", block(0, 1, 20_000))
+    assert ("a", 0) in cache
+    assert ("b", 0) not in cache
