@@ -12,11 +12,15 @@ import secrets
 import subprocess
 import time
 import urllib.parse
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from azure.storage.blob import BlobServiceClient, ContainerClient, generate_container_sas
+
+from tests.leaks import LONGEST_LEAK, is_leak
 
 SCRIPT = Path(__file__).parents[1] / "scripts/azurite/node_modules/azurite/dist/src/blob/main.js"
 
@@ -76,7 +80,8 @@ class Azurite:
         self.key = base64.b64encode(secrets.token_bytes(64)).decode()
         self.data_dir = root / "data"
         self.signatures: set[str] = set()
-        self._scanned: dict[Path, tuple[int, int]] = {}
+        self._searched: dict[Path, tuple[int, int]] = {}
+        self._searched: dict[Path, tuple[int, int]] = {}
         self._log_path = root / "access.log"
         self._log_start = 0
         self._containers = 0
@@ -124,6 +129,9 @@ class Azurite:
             self._process.kill()
             self._process.wait()
             raise
+        # Its database is saved every few seconds, so only now is everything on disk; and where an
+        # upload broke off, other bodies may have been written over what was searched.
+        self._searched.clear()
 
     def new_container(self) -> str:
         self._containers += 1
@@ -188,19 +196,25 @@ class Azurite:
         kept = {name: value for name, value in query if name not in _SAS_PARAMETERS}
         return Request(found[1], path, kept, int(found[3]))
 
-    def changed_files(self) -> list[Path]:
-        """The data files that are new or have changed since the last call."""
-        changed = []
+    def find_leaks(self, signatures: Collection[str]) -> list[str]:
+        """The data files that hold plaintext or one of these signatures, in what was written since
+        the last call; of a service that has ended, in all that there is."""
+        return [str(path) for path, content in self._written() if is_leak(content, signatures)]
+
+    def _written(self) -> Iterator[tuple[Path, bytes]]:
         for path in self.data_dir.rglob("*"):
-            try:
+            with suppress(FileNotFoundError, IsADirectoryError):  # the database is replaced
                 stat = path.stat()
-            except FileNotFoundError:  # its database is saved by writing a new file
-                continue
-            state = (stat.st_mtime_ns, stat.st_size)
-            if path.is_file() and self._scanned.get(path) != state:
-                self._scanned[path] = state
-                changed.append(path)
-        return changed
+                state = (stat.st_mtime_ns, stat.st_size)
+                before = self._searched.get(path, (0, 0))
+                if state == before:
+                    continue
+                with path.open("rb") as file:
+                    if path.parent.name == "__blobstorage__":  # bodies, which are appended
+                        file.seek(max(0, before[1] - LONGEST_LEAK))
+                    content = file.read()
+                self._searched[path] = state
+                yield path, content
 
 
 def signature(token: str) -> str:

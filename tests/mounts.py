@@ -20,14 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.parse
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.azurite import Azurite, signature
-from tests.marker import PLAINTEXT_MARKER
+from tests.leaks import find_leaks
+from tests.marker import PLAINTEXT_MARKER as PLAINTEXT_MARKER
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,30 +77,6 @@ def _ended_within(pid: int, limit_s: float) -> bool:
         return bool(select.select([process], [], [], limit_s)[0])
     finally:
         os.close(process)
-
-
-def find_leaks(paths: Iterable[Path], signatures: Iterable[str]) -> list[str]:
-    """Those of `paths` that hold the plaintext marker or a SAS signature in any spelling."""
-    needles = [PLAINTEXT_MARKER]
-    for sig in signatures:
-        needles += [sig.encode(), urllib.parse.quote(sig, safe="").encode()]
-    leaks = []
-    for path in paths:
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            continue
-        if b"copySource" in content:
-            content = _COPY_SOURCE.sub(b"", content)
-        # One search each: as one regular expression, 200 MB and 50 signatures take minutes.
-        if any(needle in content for needle in needles):
-            leaks.append(str(path))
-    return leaks
-
-
-# The service keeps the URL that a copy was made from, SAS and all (Azure takes the signature out
-# in some regions), and a copy's source must carry the SAS: see blobfs/SECURITY.md.
-_COPY_SOURCE = re.compile(rb'"copySource":"[^"]*"')
 
 
 class Mount:
@@ -277,9 +253,9 @@ class Mount:
             *(path for path in self.spool_dir.rglob("*") if path.is_file()),
             self.stderr_path,
             self.log_path,
-            *azurite.changed_files(),
         ]
-        leaks = find_leaks(paths, azurite.signatures | {self._signature})
+        signatures = azurite.signatures | {self._signature}
+        leaks = find_leaks(paths, signatures) + azurite.find_leaks(signatures)
         problems += [f"plaintext or SAS signature in {path}" for path in leaks]
         return problems
 

@@ -1,14 +1,18 @@
 """The checks at the end of every mount test can fail, and leave nothing behind when they do."""
 
+import base64
 import os
 import re
 import urllib.parse
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.azurite import Azurite, Request, signature
-from tests.mounts import PLAINTEXT_MARKER, Mount, MountFailed, find_leaks, fstypes_at, mounted
+from tests.azurite import Azurite, Request
+from tests.leaks import is_leak
+from tests.mounts import PLAINTEXT_MARKER, Mount, MountFailed, fstypes_at, mounted
 
 
 @pytest.fixture
@@ -46,6 +50,8 @@ def test_an_expected_error_is_none_and_its_absence_is_one(
 def test_plaintext_in_the_service_is_a_problem(
     ended_mount: Mount, azurite: Azurite, container: str
 ) -> None:
+    azurite.sdk(container).upload_blob("before", b"." * 100_000)
+    assert ended_mount.problems(azurite) == []
     blob = azurite.sdk(container).upload_blob("plain", b"." * 1000 + PLAINTEXT_MARKER)
     try:
         assert any("plaintext" in problem for problem in ended_mount.problems(azurite))
@@ -61,13 +67,16 @@ def _overwrite_marker(data_dir: Path) -> None:
             path.write_bytes(content.replace(PLAINTEXT_MARKER, b"x" * len(PLAINTEXT_MARKER)))
 
 
-def test_a_signature_is_found_in_either_spelling(
-    tmp_path: Path, azurite: Azurite, container: str
-) -> None:
-    sig = signature(azurite.sas(container))
-    for spelling in (sig, urllib.parse.quote(sig, safe="")):
-        (tmp_path / "log").write_text(f"GET /?sig={spelling}&se=…")
-        assert find_leaks([tmp_path / "log"], azurite.signatures)
+@given(st.binary(min_size=32, max_size=32), st.binary(min_size=32, max_size=32))
+def test_a_signature_is_found_in_any_spelling(key: bytes, other: bytes) -> None:
+    sig = base64.b64encode(key).decode()
+    quoted = urllib.parse.quote(sig, safe="")
+    lower = re.sub("%..", lambda escape: escape[0].lower(), quoted)
+    throughout = "".join(f"%{character:02X}" for character in sig.encode())
+    for spelling in (sig, quoted, lower, throughout):
+        content = f"GET /?sig={spelling}&se=…".encode()
+        assert is_leak(content, {sig})
+        assert not is_leak(content, {base64.b64encode(other).decode()} - {sig})
 
 
 def test_a_mount_that_fails_says_why_and_leaves_nothing(

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.azurite import Azurite
-from tests.mounts import find_leaks
 
 
 @contextmanager
@@ -19,4 +18,4 @@ def service() -> Iterator[tuple[Azurite, Path]]:
             yield azurite, folder
         finally:
             azurite.stop()
-        assert find_leaks(azurite.changed_files(), azurite.signatures) == []
+        assert azurite.find_leaks(azurite.signatures) == []
