@@ -24,6 +24,9 @@ CALLS = (
 Blob is not among them; the other calls of `blobfs.blobs.operations` are those of `upkeep`."""
 
 WITH_REQUEST_BODY = frozenset({PUT, BLOCK, BLOCK_LIST, SET_TAGS})
+CONTENTS = frozenset({PUT, BLOCK})
+"""Whose Content-MD5 Azurite looks at; Azure does so for every request with a body."""
+
 DOCUMENTS = frozenset({LIST, GET_TAGS})
 WITH_ANSWER_BODY = DOCUMENTS | {GET}
 WRITES = frozenset(CALLS) - WITH_ANSWER_BODY - {HEAD}
@@ -85,6 +88,13 @@ def _stall_applied(exchange: Exchange) -> None:
 def _cut_request(exchange: Exchange) -> None:
     exchange.forward_half()
     exchange.close(reset=True)
+
+
+def _corrupt_request(exchange: Exchange) -> None:
+    body = bytearray(exchange.body)
+    if body:
+        body[len(body) // 2] ^= 1
+    exchange.answer(exchange.forward(body=bytes(body)))
 
 
 def _lose_answer(exchange: Exchange) -> None:
@@ -189,6 +199,7 @@ FAULTS = (
     Fault("stalled", _stall),
     Fault("stalled, applied", _stall_applied),
     Fault("request cut", _cut_request),
+    Fault("byte of the request corrupted", _corrupt_request, CONTENTS),
     Fault("applied, answer lost", _lose_answer),
     Fault("answer cut in its head", _cut_head),
     Fault("answer cut in its body", _cut_body, WITH_ANSWER_BODY),

@@ -74,8 +74,9 @@ class Exchange:
         """The request's target, with its SAS."""
         return self._handler.path
 
-    def forward(self, path: str = "") -> Reply:
-        """What the service answers, which has applied the request then; also to another path."""
+    def forward(self, path: str = "", body: bytes | None = None) -> Reply:
+        """What the service answers, which has applied the request then; also to another path or
+        body of the same length."""
         handler = self._handler
         connection = http.client.HTTPConnection("127.0.0.1", self._relay.port, timeout=60)
         try:
@@ -87,7 +88,7 @@ class Exchange:
             )
             for field, value in handler.headers.items():
                 connection.putheader(field, value)
-            connection.endheaders(self.body)
+            connection.endheaders(self.body if body is None else body)
             response = connection.getresponse()
             data = response.read()
         finally:

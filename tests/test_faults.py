@@ -8,7 +8,7 @@ import pytest
 from tests.azurite import Azurite
 from tests.fault_matrix import Case, Ward, ward
 from tests.fault_steps import STEPS_OF
-from tests.faults import CALLS, COPY, DELETE, FAULTS, GET_TAGS, LIST
+from tests.faults import BLOCK, CALLS, COPY, DELETE, FAULTS, GET_TAGS, LIST, PUT
 from tests.sdk import WRITES_PROTOCOL_1
 
 pytestmark = [pytest.mark.mount, WRITES_PROTOCOL_1]
@@ -55,6 +55,8 @@ BUGS = [
     (LIST, "first page repeated", True),  # had no end
     (LIST, "another ETag", False),  # ENOENT of a directory that is there
     (GET_TAGS, "document cut", False),  # was not asked for again
+    (PUT, "byte of the request corrupted", False),  # was said to be stored, and could not be read
+    (BLOCK, "byte of the request corrupted", True),
 ]
 
 

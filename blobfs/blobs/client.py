@@ -118,6 +118,11 @@ class Answer:
         return _REQUEST_ID in self.fields
 
     @property
+    def is_of_damage(self) -> bool:
+        """Whether another body arrived than was sent."""
+        return self.status == 400 and self.fields.get("x-ms-error-code") == "Md5Mismatch"
+
+    @property
     def refuses_token(self) -> bool:
         return self.status in (401, 403) and isinstance(self.error(), TokenRefused)
 
@@ -279,7 +284,7 @@ class Client:
         self._count(request, answer.status)
         self.bytes_sent += request.body_size
         self.bytes_received += len(answer.body)
-        if answer.status in RETRIED_STATUSES:
+        if answer.status in RETRIED_STATUSES or answer.is_of_damage:
             raise _come_back(answer)
         if answer.status in _VERDICTS and not answer.is_of_service:
             raise Transient(answer.broken(_NOT_OF_SERVICE), applied=True)
@@ -415,7 +420,9 @@ def _verify(answer: Answer) -> None:
 def _come_back(answer: Answer) -> Transient:
     error = answer.error()
     assert isinstance(error, Unavailable)
-    return Transient(error, applied=answer.status != 429, after=_retry_after(answer.fields))
+    return Transient(
+        error, applied=answer.status not in (400, 429), after=_retry_after(answer.fields)
+    )
 
 
 def _retry_after(fields: Mapping[str, str]) -> float:

@@ -20,6 +20,7 @@ import trio
 
 from blobfs.blobs import documents, operations, wire
 from blobfs.blobs.checks import has, info_of, is_in_doubt, page_of
+from blobfs.blobs.checksum import content_md5
 from blobfs.blobs.client import Answer, Client, Renew, Request
 from blobfs.blobs.model import BlobInfo, ContentHeaders, Page, Version
 from blobfs.blobs.operations import Operation
@@ -475,7 +476,7 @@ class Container:
             token=self._token,
             renew=self._renew,
             copy_source=copy_source,
-            headers=headers or {},
+            headers={**(headers or {}), **await content_md5(body)},
             body=body,
             longest=longest,
             verify=verify,

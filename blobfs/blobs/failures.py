@@ -29,6 +29,7 @@ from blobfs.sas import lacking
 # A code is looked up with its status, then the status alone.
 _EXCEPTIONS: dict[tuple[int, str], type[ServiceError]] = {
     (400, "BlockListTooLong"): TooBig,
+    (400, "Md5Mismatch"): Unavailable,
     (401, ""): TokenRefused,
     (403, ""): Denied,
     (403, "AuthenticationFailed"): TokenRefused,
@@ -58,11 +59,12 @@ _TOKEN_REFUSED = (
     "or the account's network rules refuse this host"
 )
 
-_REFUSED = {
+_REASONS = {
     "AuthorizationSourceIPMismatch": "the SAS token is bound to other client addresses (sip)",
     "AuthorizationProtocolMismatch": "the SAS token does not allow plain http (spr)",
     "UnauthorizedBlobOverwrite": "the SAS token lacks permission w, needed to overwrite a blob",
     "CannotVerifyCopySource": "the SAS token does not allow the source to be read (r)",
+    "Md5Mismatch": "what arrived is not what was sent",
     "BlobImmutableDueToPolicy": "an immutability policy or a legal hold protects it",
 }
 
@@ -133,7 +135,7 @@ def _reason(
         missing = lacking(ways, granted) or "a permission"
         return f"the SAS token lacks {missing}; this needs {needed}"
     # The service's message ends with lines that repeat the request id and give the time.
-    return _REFUSED.get(code) or _clean(details.get("Message", "").partition("\n")[0])
+    return _REASONS.get(code) or _clean(details.get("Message", "").partition("\n")[0])
 
 
 def _error_details(body: bytes) -> dict[str, str]:
