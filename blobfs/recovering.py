@@ -47,6 +47,7 @@ from blobfs.reader import PlainBody
 from blobfs.recovery import (
     SUFFIX,
     RecoveryFile,
+    attempt_mark,
     is_being_written,
     keep_for_recovery,
     parse_open_file,
@@ -118,7 +119,7 @@ class Recovery:
             return "stored already"
         if current is None:
             return "gone since" if file.etag else "still not there"
-        return "unchanged since" if current.etag == file.etag else "changed since"
+        return "unchanged since" if _is_expected(current, file) else "changed since"
 
     async def upload(self, path: Path, *, overwrite: bool, accept_holes: bool) -> str:
         """Store the file's content, remove the file; what was done, in words.
@@ -151,7 +152,7 @@ class Recovery:
             current = await self._head(file.name)
             etag = "" if current is None else current.etag
             target, properties = file.name, file.properties
-            if etag != file.etag and not overwrite:
+            if not (_is_expected(current, file) or overwrite):
                 target, etag = _aside(file), ""
                 properties = replace(properties, tags=None, tier=None)
             try:
@@ -261,7 +262,7 @@ class Recovery:
     async def _fill(self, file: RecoveryFile, descriptor: int) -> Path:
         """A new recovery file without unknown ranges, filled from the version below."""
         base = await self._head(file.name)
-        if base is None or base.etag != file.etag:
+        if base is None or not _is_expected(base, file):
             missing = sum(size for _, size in file.unknown)
             raise RecoveryError(
                 f"{file.path.name} lacks {missing} bytes of the version of {file.name!r} that it "
@@ -289,6 +290,7 @@ class Recovery:
             container_url=file.container_url,
             name=file.name,
             etag=file.etag,
+            attempts=[*file.attempts],
             kind=kind_of(properties.metadata, file.blob_size),
             size=file.plain_size,
             read=read,
@@ -355,6 +357,15 @@ def _from_disk(descriptor: int) -> Fetch:
         return await trio.to_thread.run_sync(os.pread, descriptor, stop - start, start)
 
     return fetch
+
+
+def _is_expected(info: BlobInfo | None, file: RecoveryFile) -> bool:
+    """Whether it is the version that the content was to replace, or what the same mount put in
+    its place without hearing of it; what shows of the one below the content is in both."""
+    if info is None:
+        return not file.etag
+    mark = attempt_mark(value_of(info.metadata, METADATA_KEY) or "")
+    return info.etag == file.etag or mark in file.attempts
 
 
 def _is_stored(info: BlobInfo | None, file: RecoveryFile) -> bool:

@@ -4,7 +4,8 @@ A recovery file is the ciphertext, then a JSON object that says everything else 
 have sent (nothing in it is secret without the KEK), then 16 bytes: the object's length (8 bytes,
 big-endian) and `MAGIC`. A file that does not end in `MAGIC` is incomplete. `unknown` in the object
 lists the ranges [offset, size] of plaintext that stand as zeros, since the file was changed in
-part and the version below was gone.
+part and the version below was gone. `attempts` marks the versions that this mount may have stored
+in that one's place: commits of which it never heard whether they were applied.
 
 With keys outside of this process the content key is wrapped in the standby form (`Keyring.
 wrap_to_keep`): wrap it again before the blob is put at the service.
@@ -12,11 +13,12 @@ wrap_to_keep`): wrap it again before the blob is put at the service.
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import secrets
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -45,6 +47,7 @@ async def keep_for_recovery(
     container_url: str,
     name: str,
     etag: str,
+    attempts: Sequence[str] = (),
     kind: Kind,
     size: int,
     read: ReadKnown,
@@ -55,7 +58,8 @@ async def keep_for_recovery(
 ) -> Path:
     """Encrypt `size` bytes of plaintext from `read` into a new file of mode 0600; its path.
 
-    `etag` is the version that the content was to replace, "" for none. `read` gives the plaintext
+    `etag` is the version that the content was to replace, "" for none, or one of those that
+    `attempts` has an `attempt_mark` of. `read` gives the plaintext
     and the ranges (offset, size) of it that nobody knows any more. The file is complete and
     synchronised with the disk when this returns. Raises OSError, and whatever `read` raises.
     """
@@ -80,6 +84,7 @@ async def keep_for_recovery(
                 "container": container_url,
                 "name": name,
                 "etag": etag,
+                "attempts": [*attempts],
                 "reason": reason,
                 "created": stamp,
                 "plain_size": size,
@@ -104,6 +109,11 @@ async def keep_for_recovery(
     with suppress(OSError):  # it is there; some file systems do not promise more
         sync_directory(directory)
     return final
+
+
+def attempt_mark(encryption_data: str) -> str:
+    """Of a version, by what no two of them have in common."""
+    return hashlib.sha256(encryption_data.encode()).hexdigest()
 
 
 def sync_directory(directory: Path) -> None:
@@ -132,6 +142,7 @@ class RecoveryFile:
     container_url: str
     name: str
     etag: str
+    attempts: frozenset[str]
     reason: str
     created: str
     plain_size: int
@@ -196,9 +207,10 @@ def _checked(path: Path, said: dict[str, Any]) -> RecoveryFile:
     texts = [said[key] for key in ("container", "name", "etag", "reason", "created")]
     sizes = plain_size, blob_size = said["plain_size"], said["blob_size"]
     unknown = [(offset, size) for offset, size in said["unknown"]]
+    attempts = said.get("attempts", [])  # version 0.1 had none
     metadata, headers, tags, tier = (said[key] for key in ("metadata", "headers", "tags", "tier"))
     pairs = [*metadata.items(), *(tags or {}).items(), *headers.items()]
-    "".join([*texts, *(text for pair in pairs for text in pair), tier or ""]).encode()
+    "".join([*texts, *attempts, *(text for pair in pairs for text in pair), tier or ""]).encode()
     if not all(type(size) is int and 0 <= size < 2**63 for size in sizes):
         raise ValueError("not a size")
     for offset, size in unknown:
@@ -212,6 +224,7 @@ def _checked(path: Path, said: dict[str, Any]) -> RecoveryFile:
         container,
         name,
         etag,
+        frozenset(attempts),
         reason,
         created,
         plain_size,

@@ -67,8 +67,17 @@ class Writer:
         """`now` is all that may be at these paths."""
         self._line(now=now)
 
-    def failed(self, what: str) -> None:
-        self._line(failed=what, at=time.monotonic())
+    def handed_over(self) -> None:
+        """All bytes of the operation are written; the close is what is left of it."""
+        self._line(handed_over=True)
+
+    def ran_out(self, since: float) -> None:
+        """There was no space for the operation, which began then."""
+        self._line(ran_out=since)
+
+    def failed(self, what: str, held: dict[str, str]) -> None:
+        """The last line. `held` has the digests of contents written to files that are open."""
+        self._line(failed=what, at=time.monotonic(), held=held)
 
 
 class Journal:
@@ -80,20 +89,30 @@ class Journal:
         self.moves: list[tuple[str, str, Entry]] = []
         self.operations = 0
         self.failure: tuple[str, float] | None = None
+        self.owed: dict[str, str] = {}
+        """Path -> digest: written, and not stored by a close that was told to be well."""
+        self.ran_out: list[float] = []
 
     def replay(self, path: Path) -> None:
+        may: dict[str, Any] = {}
         for line in path.read_text().splitlines():
             note = json.loads(line)
             if "begin" in note:
                 self.pending, self.moves = note["begin"], [tuple(move) for move in note["moves"]]
+                may = note["may"]
                 for name, entries in note["may"].items():
                     self.entries[name] = [*self.entries.get(name, [None]), *entries]
+            elif "handed_over" in note:
+                self.owed = {name: entries[0][1] for name, entries in may.items()}
+            elif "ran_out" in note:
+                self.ran_out.append(note["ran_out"])
             elif "now" in note:
                 self.entries.update(note["now"])
                 self.operations += 1
-                self.pending, self.moves = "", []
+                self.pending, self.moves, self.owed = "", [], {}
             else:
                 self.failure = note["failed"], note["at"]
+                self.owed |= note["held"]
 
     def violations(self, found: dict[str, Entry]) -> list[str]:
         """What is there that must not be, or is not there that must."""

@@ -20,6 +20,7 @@ from blobfs.draft import PAGE
 from blobfs.errors import BlobfsError, errno_of
 from blobfs.fs import Changes
 from blobfs.inodes import Node
+from blobfs.recovery import attempt_mark, read_description
 from tests.azurite import Azurite
 from tests.bare_host import CALLER, KIB, Service, operation
 from tests.mounts import PLAINTEXT_MARKER, mounted
@@ -322,6 +323,18 @@ async def test_a_commit_whose_answer_was_lost_is_completed_by_the_next_close(
         assert await host.read("file") == expected
         assert host.recovery_files() == []
     assert service.names() == ["file"]
+
+
+async def test_a_recovery_file_knows_the_commit_whose_answer_was_lost(service: Service) -> None:
+    async with service.host(ttl=60) as host:
+        await host.write("file", b"before")
+        handle = await host.open("file", os.O_RDWR)
+        await host.fs.files.write(handle, 0, b"first")
+        with host.faults.unheard(lambda request: True), failing(errno.EIO):
+            await host.close(handle)
+        (path,) = host.recovery_files()
+    stored = service.sdk.get_blob_client("file").get_blob_properties().metadata["encryptiondata"]
+    assert attempt_mark(stored) in read_description(path).attempts
 
 
 @pytest.mark.usefixtures("small_blocks")

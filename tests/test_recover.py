@@ -20,7 +20,7 @@ from blobfs.cli import main
 from blobfs.envelope import Protocol, load_key_set
 from blobfs.keyring import Keyring
 from blobfs.recovering import locked
-from blobfs.recovery import MAGIC, keep_for_recovery
+from blobfs.recovery import MAGIC, attempt_mark, keep_for_recovery
 from blobfs.writer import Properties, WritePolicy
 from tests.azurite import Azurite
 from tests.mounts import ROOT
@@ -54,6 +54,7 @@ class Ward:
         plain: bytes = PLAIN,
         *,
         etag: str = "",
+        attempts: tuple[str, ...] = (),
         unknown: tuple[tuple[int, int], ...] = (),
         tags: dict[str, str] | None = None,
         protocol: Protocol = Protocol.V2_1,
@@ -69,6 +70,7 @@ class Ward:
                 container_url=self.url,
                 name=name,
                 etag=etag,
+                attempts=attempts,
                 kind=Kind.FILE,
                 size=len(plain),
                 read=read,
@@ -233,12 +235,23 @@ def test_the_version_that_it_was_to_replace_is_replaced(ward: Ward) -> None:
     assert ward.names() == ["a"]
 
 
+def test_a_version_that_the_same_close_had_stored_unheard_is_no_conflict(ward: Ward) -> None:
+    old, new = content(300_000, 1), bytearray(content(250_000, 2))
+    new[1000:200_000] = bytes(199_000)
+    stored = ward.sdk.upload_blob("a", old).get_blob_properties().metadata["encryptiondata"]
+    marks = attempt_mark("another"), attempt_mark(stored)
+    ward.left("a", bytes(new), etag="0x1", attempts=marks, unknown=((1000, 199_000),))
+    assert ward.upload("--all") == 0
+    assert ward.names() == ["a"]
+    assert download(ward.sdk, "a") == new[:1000] + old[1000:200_000] + new[200_000:]
+
+
 @pytest.mark.parametrize("etag", ["", "0x1"], ids=["new", "changed"])
 def test_another_version_is_never_overwritten_unless_asked_for(
     etag: str, ward: Ward, capsys: Capture
 ) -> None:
     ward.raw.upload_blob("a", b"theirs")
-    path = ward.left("a", etag=etag)
+    path = ward.left("a", etag=etag, attempts=(attempt_mark("ours"),))
     assert ward.upload("--all") == 0
     aside = f"a.blobfs-conflict-{path.name.removesuffix('.blobfs-recovery')}"
     assert f"stored beside the version that others made, as {aside!r}" in capsys.readouterr().out

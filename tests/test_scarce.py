@@ -6,7 +6,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,11 @@ import pytest
 
 from tests.azurite import Azurite
 from tests.cgroups import memory_limit
+from tests.disks import disk, fill
 from tests.mounts import PLAINTEXT_MARKER, mounted
 from tests.networks import network
+from tests.torture.crash import Crashes
+from tests.torture.scarce import CutOff, FullDisk, LittleMemory, SpoolRemoved, rounds
 
 pytestmark = pytest.mark.mount
 
@@ -40,34 +42,10 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def disk(directory: Path, size: int) -> Iterator[Path]:
-    """A disk of so many bytes, mounted on `directory`."""
-    directory.mkdir(exist_ok=True)
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", directory], check=True
-    )
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", "-l", directory], check=True)
-
-
-@contextmanager
 def no_space() -> Iterator[None]:
     with pytest.raises(OSError, match="No space left") as failure:
         yield
     assert failure.value.errno == errno.ENOSPC
-
-
-def fill(path: Path) -> None:
-    """Take all the room that is left on the disk of `path`."""
-    with path.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError as exc:
-            if exc.errno != errno.ENOSPC:
-                raise
 
 
 # --- the spool's disk is full ----------------------------------------------------------------
@@ -264,3 +242,22 @@ def test_250_mib_are_enough_for_many_writers_and_readers(
         assert found == [hashlib.sha256(content(n, size)).hexdigest() for n in range(files)]
         # where no cgroup can be made, this stands for it, without the files that are mapped
         assert prefix or high_water(m.pid) < MEMORY + 50 * MIB
+
+
+# --- all of them while programs do this and that ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "happened"),
+    [
+        pytest.param(CutOff, "contents owed, all found", id="the network goes for good"),
+        pytest.param(SpoolRemoved, "spools removed", id="the spool is removed"),
+        pytest.param(FullDisk, "operations without space", id="the disk is full"),
+        pytest.param(LittleMemory, "files checked", id="memory is short"),
+    ],
+)
+def test_random_work_survives_what_runs_short(
+    azurite: Azurite, tmp_path: Path, kind: type[Crashes], happened: str
+) -> None:
+    """`scripts/torture scarce` does the same for longer, from other seeds."""
+    assert rounds(kind, azurite, tmp_path, seed=1, number=1)[happened]

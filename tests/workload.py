@@ -1,14 +1,19 @@
 """A program that does at random what programs do to files, and journals what it was told.
 
-    python -m tests.workload DIRECTORY JOURNAL SEED
+    python -m tests.workload DIRECTORY JOURNAL SEED [DISK]
 
-It works, in a directory of its own, until the mount goes. See `tests/journal.py`.
+It works, in a directory of its own, until an operation fails. Where the mount's DISK is "small" a
+write may find it full: the program then looks at what has become of the file, and goes on. See
+`tests/journal.py`.
 """
 
+import errno
 import os
 import random
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.journal import Entries, Entry, Writer, digest, entry_of, tree
@@ -18,14 +23,21 @@ FILES = 14
 SIZES = [0, 1, 200, 5000, 70_000, 300_000, 1_000_000]
 LARGE = 9_000_000  # more than one block
 
+PIECE = 128 * 1024
+SECTOR = 4096
+
 Move = tuple[str, str, Entry]
+Find = Callable[[Callable[[], bytes]], bytes]
 
 
 class Workload:
     """`entries` is what may be found of each path if the mount went now, the newest last: changed
     attributes need not be stored while the mount may put them off."""
 
-    def __init__(self, root: Path, journal: Writer, seed: int) -> None:
+    def __init__(
+        self, root: Path, journal: Writer, seed: int, *, disk_is_small: bool = False
+    ) -> None:
+        self.disk_is_small = disk_is_small
         self.root = root
         self.journal = journal
         self.random = random.Random(seed)
@@ -33,6 +45,7 @@ class Workload:
         self.entries: Entries = {name: [entry] for name, entry in tree(root).items()}
         self.recent: set[str] = set()  # whose attributes may be put off
         self.held: dict[str, tuple[int, bytearray]] = {}  # open, and with unsaved content
+        self.torn: set[str] = set()  # of these, those of which a write has failed
         self.gone: list[int] = []  # descriptors of files without a name
         self._numbers = 0
 
@@ -52,7 +65,9 @@ class Workload:
             try:
                 operation()
             except OSError as exc:
-                self.journal.failed(f"{operation.__name__}: {exc!r}")
+                held = {name: digest(data) for name, (_, data) in self.held.items()}
+                known = {name: held[name] for name in held.keys() - self.torn}
+                self.journal.failed(f"{operation.__name__}: {exc!r}", known)
                 return
 
     # What there is
@@ -120,11 +135,44 @@ class Workload:
         may: Entries = {name: [["f", digest(content), None, None]]}
 
         def act() -> None:
-            action()
-            self.contents[name] = content
+            with self._space_for(self.contents.get(name, b""), content) as find:
+                action()
+            self.contents[name] = find((self.root / name).read_bytes)
 
         caller = sys._getframe(1).f_code.co_name
         self._do(f"{caller} {name}", may, act, self._now(name))
+
+    @contextmanager
+    def _space_for(self, old: bytes, new: bytes) -> Iterator[Find]:
+        """What is written within may find the disk full. The value, called afterwards with a way
+        to read the file, says what is in it: `new`, or as much of it as there was space for."""
+        since = time.monotonic()
+        is_full = False
+
+        def find(read: Callable[[], bytes]) -> bytes:
+            if not is_full:
+                return new
+            found = read()
+            check_torn(found, old, new)
+            return found
+
+        try:
+            yield find
+        except OSError as exc:
+            if exc.errno != errno.ENOSPC or not self.disk_is_small:
+                raise
+            is_full = True
+            self.journal.ran_out(since)
+
+    @contextmanager
+    def _file(self, name: str, flags: int) -> Iterator[int]:
+        """The file, open for writing; the journal says when the close is all that is left."""
+        fd = os.open(self.root / name, flags, 0o644)
+        try:
+            yield fd
+            self.journal.handed_over()
+        finally:
+            os.close(fd)
 
     # Operations
 
@@ -132,21 +180,28 @@ class Workload:
         if len(self.contents) >= FILES:
             self.unlink()
             return
-        name, content = self._new_name(), self._data(self._size())
-        self._store(name, content, lambda: _write(self.root / name, content))
+        self._write(self._new_name())
 
     def overwrite(self) -> None:
         if (name := self._some_file()) is not None:
-            content = self._data(self._size())
-            self._store(name, content, lambda: _write(self.root / name, content))
+            self._write(name)
+
+    def _write(self, name: str) -> None:
+        content = self._data(self._size())
+
+        def act() -> None:
+            with self._file(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
+                put(fd, content, 0)
+
+        self._store(name, content, act)
 
     def append(self) -> None:
         if (name := self._some_file()) is not None:
             more = self._data(self.random.choice(SIZES))
 
             def act() -> None:
-                with (self.root / name).open("ab") as file:
-                    file.write(more)
+                with self._file(name, os.O_WRONLY | os.O_APPEND) as fd:
+                    put(fd, more, len(self.contents[name]))
 
             self._store(name, self.contents[name] + more, act)
 
@@ -162,9 +217,9 @@ class Workload:
             pieces.append((offset, data))
 
         def act() -> None:
-            with (self.root / name).open("r+b", buffering=0) as file:
+            with self._file(name, os.O_RDWR) as fd:
                 for offset, data in pieces:
-                    os.pwrite(file.fileno(), data, offset)
+                    put(fd, data, offset)
 
         self._store(name, bytes(content), act)
 
@@ -324,18 +379,28 @@ class Workload:
             fd, content = self.held[name]
             offset = self.random.choice([len(content), self.random.randint(0, len(content))])
             data = self._data(self._size())
-            os.pwrite(fd, data, offset)
-            content[offset : offset + len(data)] = data
+            wanted = bytearray(content)
+            wanted[offset : offset + len(data)] = data
+            self.torn.add(name)
+            with self._space_for(bytes(content), bytes(wanted)) as find:
+                put(fd, data, offset)
+            self.torn.remove(name)
+            found = find(lambda: os.pread(fd, len(wanted), 0))
+            self.held[name] = fd, bytearray(found)
 
     def sync_held(self) -> None:
         if (name := self._some_held()) is not None:
             fd, content = self.held[name]
-            self._store(name, bytes(content), lambda: os.fsync(fd))
+            self._store(name, bytes(content), lambda: self._last(os.fsync, fd))
 
     def close_held(self) -> None:
         if (name := self._some_held()) is not None:
             fd, content = self.held.pop(name)
-            self._store(name, bytes(content), lambda: os.close(fd))
+            self._store(name, bytes(content), lambda: self._last(os.close, fd))
+
+    def _last(self, action: Callable[[int], None], fd: int) -> None:
+        self.journal.handed_over()
+        action(fd)
 
     def unlink_held(self) -> None:
         if len(self.gone) > 2:
@@ -349,15 +414,29 @@ def _files(root: Path) -> list[Path]:
     return [path for path in sorted(root.rglob("*")) if path.is_file() and not path.is_symlink()]
 
 
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb", buffering=0) as file:
-        view = memoryview(content)
-        while view:
-            view = view[file.write(view[: 128 * 1024]) :]
+def put(fd: int, data: bytes, offset: int) -> None:
+    """Write all of it; a full disk may take a part."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view[:PIECE], offset)
+        view, offset = view[written:], offset + written
 
 
-def main(directory: str, journal: str, seed: str) -> None:
-    Workload(Path(directory), Writer(Path(journal)), int(seed)).run()
+def check_torn(found: bytes, old: bytes, new: bytes) -> None:
+    """Raises AssertionError for bytes that neither version nor a hole has at their place."""
+    size = max(len(found), len(old), len(new))
+    versions = [version.ljust(size, b"\0") for version in (old, new, b"")]
+    assert len(found) <= max(len(old), len(new)), f"{len(found)} bytes"
+    for start in range(0, len(found), SECTOR):
+        piece = found[start : start + SECTOR]
+        places = [version[start : start + len(piece)] for version in versions]
+        if piece not in places:
+            assert all(b in bs for b, *bs in zip(piece, *places, strict=True)), f"at {start}"
+
+
+def main(directory: str, journal: str, seed: str, disk: str = "") -> None:
+    writer = Writer(Path(journal))
+    Workload(Path(directory), writer, int(seed), disk_is_small=disk == "small").run()
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from blobfs.errors import (
 )
 from blobfs.fs.store import Store
 from blobfs.inodes import Node
-from blobfs.recovery import keep_for_recovery
+from blobfs.recovery import attempt_mark, keep_for_recovery
 from blobfs.writer import SINGLE_PUT, Properties, Upload
 
 log = logging.getLogger(__name__)
@@ -246,6 +246,7 @@ async def keep(store: Store, node: Node, reason: str) -> bool:
             container_url=store.volume(node).container.url,
             name=store.blob_name(node),
             etag=node.info.etag if node.info is not None else "",
+            attempts=[attempt_mark(encryption_data) for encryption_data in node.attempts],
             kind=node.kind,
             size=draft.size,
             read=read,

@@ -58,6 +58,7 @@ def recovery_file(**more: object) -> bytes:
         "container": "https://account.blob.core.windows.net/container",
         "name": "dir/file",
         "etag": "0x8D",
+        "attempts": ["ab" * 32],
         "reason": "no answer",
         "created": "20261123T230000Z",
         "plain_size": blob["plaintext_len"],

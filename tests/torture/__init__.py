@@ -13,6 +13,7 @@ PARTS: dict[str, float] = {
     "crash": 20,
     "fuzz": 110,
     "hosts": 20,
+    "scarce": 10,
     "faults": 60,
     "soak": 10,
 }

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.azurite import Azurite
@@ -32,26 +32,40 @@ OPTIONS = ["", "buffer_size=1M,cache_size=1M", "metadata_ttl=0,region_size=4K", 
 
 
 class Crashes:
-    """Rounds on one container, one after the other; the files of one are there in the next."""
+    """Rounds on one container, one after the other; the files of one are there in the next.
 
-    def __init__(self, azurite: Azurite, folder: Path, seed: int) -> None:
+    What befalls the mount, in `_befall`, is SIGKILL; `tests/torture/scarce.py` has other things.
+    """
+
+    workers = WORKERS
+    disk = ""  # see tests/workload.py
+
+    def __init__(
+        self, azurite: Azurite, folder: Path, seed: int, prefix: Sequence[str] = ()
+    ) -> None:
         self.azurite = azurite
         self.seed = seed
         self.random = random.Random(seed)
         self.container = azurite.new_container()
-        state_dir = folder / f"crashes-{seed}"
+        state_dir = folder / f"{type(self).__name__}-{seed}"
         state_dir.mkdir()
-        options = filter(None, [OPTIONS[seed % len(OPTIONS)]])
         self.mount = Mount(
-            azurite.url(self.container), state_dir, *options, sas=azurite.sas(self.container)
+            azurite.url(self.container),
+            state_dir,
+            *self.options(),
+            sas=azurite.sas(self.container),
+            prefix=prefix,
         )
-        self.journals = [Journal() for _ in range(WORKERS)]
+        self.journals = [Journal() for _ in range(self.workers)]
         self.figures: Counter[str] = Counter()
         self.number = 0
 
+    def options(self) -> list[str]:
+        return [*filter(None, [OPTIONS[self.seed % len(OPTIONS)]])]
+
     def start(self) -> None:
         self.mount.start()
-        for number in range(WORKERS):
+        for number in range(self.workers):
             self._root(number).mkdir()
 
     def end(self) -> None:
@@ -67,9 +81,10 @@ class Crashes:
         """Raises AssertionError with the seed, the round and what is wrong."""
         self.number += 1
         files = [
-            self.mount.state_dir / f"journal-{self.number}-{number}" for number in range(WORKERS)
+            self.mount.state_dir / f"journal-{self.number}-{number}"
+            for number in range(self.workers)
         ]
-        killed_at = self._work_and_kill(files)
+        since = self._work(files)
         self.mount.remove()
         for journal, file in zip(self.journals, files, strict=True):
             before = journal.operations
@@ -78,57 +93,77 @@ class Crashes:
             self.figures["cut short"] += bool(journal.pending)
             assert journal.failure is not None, self._said("a program goes on without a mount")
             what, at = journal.failure
-            assert at > killed_at, self._said(f"failed before the kill: {what}")
+            assert at > since, self._said(f"failed before it had to: {what}")
         self._check_disk()
         self.mount.start()
         for number, journal in enumerate(self.journals):
-            self._check(number, journal)
+            found = tree(self._root(number))
+            wrong = journal.violations(found)
+            self.figures["files checked"] += len(found)
+            assert not wrong, self._said("\n".join(wrong))
+        self._recover()
+        for number, journal in enumerate(self.journals):
+            self._finish_rename(number, journal)
+            found = tree(self._root(number))
+            self.journals[number] = Journal({name: [entry] for name, entry in found.items()})
         self._check_commands()
 
     def _said(self, text: str) -> str:
         return f"seed {self.seed}, round {self.number}: {text}\n{self.mount.log()[-3000:]}"
 
-    def _work_and_kill(self, files: list[Path]) -> float:
+    def _work(self, files: list[Path]) -> float:
+        """Have the programs work until they cannot any more; the moment from which that is so."""
         seeds = [self.random.randrange(10**9) for _ in files]
         programs = [
             subprocess.Popen(
-                [sys.executable, "-m", "tests.workload", self._root(number), file, str(seed)],
+                [
+                    *(sys.executable, "-m", "tests.workload"),
+                    *(self._root(number), file, str(seed), self.disk),
+                ],
                 cwd=ROOT,
             )
             for number, (file, seed) in enumerate(zip(files, seeds, strict=True))
         ]
         try:
-            self._wait_for_work(files, self.random.randint(3, 60))
-            time.sleep(self.random.uniform(0, 0.1))  # into the middle of something
-            killed_at = time.monotonic()
-            os.kill(self.mount.pid, signal.SIGKILL)
+            since = self._befall(files)
             for program in programs:
                 assert program.wait(LIMIT_S) == 0, self._said("a program died")
         finally:
             for program in programs:
                 program.kill()
                 program.wait()
+        return since
+
+    def _befall(self, files: list[Path]) -> float:
+        self._wait_for_more(files, self.random.randint(3, 60))
+        time.sleep(self.random.uniform(0, 0.1))  # into the middle of something
+        return self._kill()
+
+    def _kill(self) -> float:
+        killed_at = time.monotonic()
+        os.kill(self.mount.pid, signal.SIGKILL)
         self.figures["kills"] += 1
         return killed_at
 
-    def _wait_for_work(self, files: list[Path], operations: int) -> None:
-        """Until all programs have begun and so many operations are done."""
+    def _wait_until(self, files: list[Path], condition: Callable[[list[int]], bool]) -> list[int]:
+        """Until all programs have begun, and how many operations each has done is enough."""
         deadline = time.monotonic() + LIMIT_S
         while True:
             notes = [file.read_bytes() if file.exists() else b"" for file in files]
-            if all(notes) and sum(note.count(b'{"now"') for note in notes) >= operations:
-                return
+            done = [note.count(b'{"now"') for note in notes]
+            if all(notes) and condition(done):
+                return done
             assert time.monotonic() < deadline, self._said("the programs do not get on")
             time.sleep(0.01)
 
-    def _check(self, number: int, journal: Journal) -> None:
-        found = tree(self._root(number))
-        wrong = journal.violations(found)
-        self.figures["files checked"] += len(found)
-        assert not wrong, self._said("\n".join(wrong))
-        self._finish_rename(number, journal)
-        found = tree(self._root(number))
-        self.journals[number] = Journal({name: [entry] for name, entry in found.items()})
+    def _wait_for_more(self, files: list[Path], operations: int) -> None:
+        before = sum(self._wait_until(files, lambda done: True))
+        self._wait_until(files, lambda done: sum(done) >= before + operations)
+
+    def _recover(self) -> None:
+        """Nothing had failed before, and so nothing is to be recovered."""
+        kept = self._blobfs("recover", "--spool-dir", self.mount.spool_dir, "list")
+        assert "blobfs-recovery" not in kept, self._said(f"nothing had failed before: {kept}")
 
     def _finish_rename(self, number: int, journal: Journal) -> None:
         """The rename of a directory that was cut short is finished by the same, run again."""
@@ -166,16 +201,17 @@ class Crashes:
         assert done.returncode in status, self._said(said)
         return done.stdout
 
+    @property
+    def _access(self) -> str:
+        return f"sas_file={self.mount.sas_file},key_file={self.mount.key_file}"
+
     def _verify(self, *words: str, status: tuple[int, ...]) -> Counter[str]:
-        options = f"sas_file={self.mount.sas_file},key_file={self.mount.key_file}"
-        options += f",spool_dir={self.mount.spool_dir}"
+        options = f"{self._access},spool_dir={self.mount.spool_dir}"
         source = [self.mount.source, "-o", options]
         report = json.loads(self._blobfs("verify", *source, "--json", *words, status=status))
         return Counter(finding["finding"] for finding in report["findings"])
 
     def _check_commands(self) -> None:
-        kept = self._blobfs("recover", "--spool-dir", self.mount.spool_dir, "list")
-        assert "blobfs-recovery" not in kept, self._said(f"nothing had failed before: {kept}")
         # no file is open and none is being written: whatever is hidden, the crash has left
         found = self._verify("--deep", "--remove-hidden", status=(0, 3))
         self.figures["hidden blobs removed"] += found["hidden"]
@@ -189,7 +225,10 @@ class Crashes:
 
 def rounds(azurite: Azurite, folder: Path, seed: int, number: int) -> Counter[str]:
     """So many kills in a row; what happened. Raises AssertionError."""
-    crashes = Crashes(azurite, folder, seed)
+    return run_rounds(Crashes(azurite, folder, seed), number)
+
+
+def run_rounds(crashes: Crashes, number: int) -> Counter[str]:
     try:
         crashes.start()
         for _ in range(number):

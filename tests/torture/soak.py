@@ -220,9 +220,9 @@ def draw(samples: list[Sample], title: str, paths: list[Path]) -> None:
     operations.set_ylabel("operations\na second")
     operations.set_xlabel("minutes")
     for axes in (memory, open_files, operations):
-        axes.set_ylim(bottom=0)
         axes.grid(linewidth=0.3)
-        axes.margins(x=0)
+        axes.set_xlim(0, minutes[-1])
+        axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
     figure.suptitle(title, fontsize=10)
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
