@@ -267,6 +267,7 @@ async def test_conditions_hold(azurite: Azurite, container: str) -> None:
             box.get("a", 7, 9, **stale),
             box.head("a", **stale),
             box.copy("a", "b", source_etag=first.etag),
+            box.copy("a", "b", source_etag=first.etag, if_none_match=True),
         ):
             with pytest.raises(ConditionFailed):
                 await call

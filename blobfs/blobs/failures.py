@@ -94,7 +94,7 @@ def failure(
     # An answer to HEAD has no body, so the header comes first.
     code = fields.get("x-ms-error-code") or details.get("Code", "")
     kind = _exception(status, code)
-    if kind is ConditionFailed and "If-None-Match" in sent and code != "SourceConditionNotMet":
+    if kind is ConditionFailed and "If-None-Match" in sent and not _is_of_source(code, sent):
         kind = AlreadyExists
     request_id = fields.get("x-ms-request-id", "")
     message = f"{operation.name} of {name!r}: {status}"
@@ -108,6 +108,15 @@ def failure(
     if request_id:
         message += f" (request id {request_id})"
     return kind(message, request_id=request_id)
+
+
+def _is_of_source(code: str, sent: Mapping[str, str]) -> bool:
+    """Whether a copy's condition that does not hold is the one on its source: Azurite says no more
+    than ConditionNotMet then, and BlobAlreadyExists, or Azure TargetConditionNotMet, of a target.
+    """
+    return code == "SourceConditionNotMet" or (
+        code == "ConditionNotMet" and "x-ms-source-if-match" in sent
+    )
 
 
 def _exception(status: int, code: str) -> type[ServiceError]:

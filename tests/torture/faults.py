@@ -31,7 +31,9 @@ def run(seed: int, minutes: float, say: Callable[[str], None]) -> None:
             queue = rng.sample(all_cases(), len(all_cases()))
         batch, queue = queue[:PER_SERVICE], queue[PER_SERVICE:]
         with service() as (azurite, folder), ward(azurite, folder) as place:
-            problems += _run_batch(place, batch, until, done)
+            for problem in _run_batch(place, batch, until, done):
+                say(problem)
+                problems.append(problem)
             longest = max(longest, place.longest)
             failures += place.failures
         say(f"{done.total()} cases, {len(problems)} problems")

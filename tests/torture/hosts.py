@@ -1,11 +1,13 @@
 """Two and three hosts change the same files at random; every final state is explained.
 
 Each host is a mount in a network namespace of its own. For each file and host one thread writes
-anew, appends, reads and unlinks, and records when what began and ended and what it was told. A
-content is pieces that say which operation wrote them. Then, for each file:
+anew, appends, reads, unlinks, renames another file over it and renames it to another name, and
+records when what began and ended and what it was told. A content is pieces that say which operation
+wrote them. Then, for each file:
 
 - what is there is of a close after which no other close began;
-- a piece that is gone was replaced by someone who came after it;
+- a piece that is gone was replaced by someone who came after it, or is under the name that the file
+  was renamed to;
 - who was told ESTALE by close finds its version in a conflict copy, and nobody else has one;
 - a read gave one version, whole, and none that was replaced before it began.
 """
@@ -13,6 +15,7 @@ content is pieces that say which operation wrote them. Then, for each file:
 import errno
 import os
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -28,6 +31,8 @@ from tests.torture.service import service
 
 FILES = ("one", "two", "three")
 CONFLICT = ".blobfs-conflict-"
+TAKING = ("unlink", "rename away")
+REPLACING = ("write", "unlink", "rename over")
 OPERATIONS = 30
 """Of each thread in a round."""
 
@@ -126,7 +131,9 @@ class Round:
         chance = random.Random(f"{self.seed}-{host}-{name}")
         path = self.hosts[host].path / name
         for _ in range(OPERATIONS):
-            what = chance.choice(["write", "write", "append", "append", "read", "read", "unlink"])
+            what = chance.choice(
+                [*["write", "append", "read"] * 2, "unlink", "rename over", "rename away"]
+            )
             size = 9_000_000 if chance.random() < 0.02 else chance.choice([10, 1000, 100_000])
             pause = chance.choice([0, 0, 0.005, 0.05])
             with self._lock:
@@ -144,9 +151,17 @@ class Round:
             time.sleep(pause)
 
     def _do(self, done: Done, path: Path, size: int, pause: float) -> None:
-        if done.what == "unlink":
+        other = path.with_name(f"{path.name}-{done.number:08d}")
+        if done.what == "rename over":
+            other.write_bytes(piece(done.number, size))
+        if done.what in (*TAKING, "rename over"):
             done.closing = time.monotonic()
-            os.unlink(path)
+            if done.what == "unlink":
+                os.unlink(path)
+            elif done.what == "rename over":
+                os.rename(other, path)
+            else:
+                os.rename(path, other)
             done.saw = time.monotonic()
             return
         if done.what == "read":
@@ -183,21 +198,31 @@ class Round:
             copies = [
                 pieces(data) for copy, data in found.items() if copy.startswith(name + CONFLICT)
             ]
-            for problem in self._problems(name, final, copies):
-                raise AssertionError(self._said(name, f"{problem}\nfinal {final}, kept {copies}"))
+            moved = {
+                int(other[-8:]): pieces(data)
+                for other, data in found.items()
+                if re.fullmatch(rf"{name}-\d{{8}}", other)
+            }
+            for problem in self._problems(name, final, copies, moved):
+                raise AssertionError(
+                    self._said(name, f"{problem}\nfinal {final}, kept {copies}, moved {moved}")
+                )
             figures["operations"] += len(self.done[name])
             figures["conflicts, both versions found"] += len(copies)
             figures["stored closes"] += sum(done.stored for done in self.done[name])
+            figures["renames"] += sum(d.stored and "rename" in d.what for d in self.done[name])
             figures["reads"] += sum(done.what == "read" for done in self.done[name])
         return figures
 
-    def _problems(self, name: str, final: list[int], copies: list[list[int]]) -> list[str]:
+    def _problems(
+        self, name: str, final: list[int], copies: list[list[int]], moved: dict[int, list[int]]
+    ) -> list[str]:
         by_number = {done.number: done for done in self.done[name]}
         stored = [done for done in by_number.values() if done.stored]
-        replacing = [done for done in stored if done.what in ("write", "unlink")]
+        replacing = [done for done in stored if done.what in REPLACING]
         allowed = {
             "read": {0, errno.ENOENT, errno.ESTALE},
-            "unlink": {0, errno.ENOENT, errno.ESTALE},
+            **{what: {0, errno.ENOENT, errno.ESTALE} for what in TAKING},
         }
         problems = [
             f"{done} is no error to be expected"
@@ -211,16 +236,34 @@ class Round:
             problems += [f"{d} came after {last}" for d in stored if d.closing > last.ended]
         elif stored:
             # something took the last one away
-            ends = [d for d in stored if d.what == "unlink"]
+            ends = [d for d in stored if d.what in TAKING]
             if not any(all(d.closing <= u.ended for d in stored) for u in ends):
                 problems.append("there is no file, and no unlink can have been the last")
+        there = {number for content in (final, *moved.values()) for number in content}
         for done in stored:
-            if done.what == "unlink" or done.number in final:
+            if done.what in TAKING or done.number in there:
                 continue
             if not any(d.saw > done.closing for d in replacing if d is not done):
                 problems.append(f"{done} was stored, is gone, and nobody replaced it")
+        problems += self._problems_of_renames(by_number, moved)
         problems += self._problems_of_copies(by_number, copies)
         problems += self._problems_of_reads(by_number)
+        return problems
+
+    def _problems_of_renames(
+        self, by_number: dict[int, Done], moved: dict[int, list[int]]
+    ) -> list[str]:
+        problems = []
+        for done in by_number.values():
+            content = moved.get(done.number)
+            if done.what == "rename away" and done.stored:
+                if not content or not by_number[content[-1]].stored:
+                    problems.append(f"{done} has taken what nobody stored: {content}")
+            elif done.what == "rename over" and done.error:
+                if content != [done.number]:
+                    problems.append(f"{done} failed, and its source is {content}")
+            elif content is not None:
+                problems.append(f"{done} has left {content}")
         return problems
 
     def _problems_of_copies(self, by_number: dict[int, Done], copies: list[list[int]]) -> list[str]:
@@ -236,7 +279,9 @@ class Round:
 
     def _problems_of_reads(self, by_number: dict[int, Done]) -> list[str]:
         problems = []
-        replacing = [d for d in by_number.values() if d.stored and d.what in ("write", "unlink")]
+        replacing = [
+            d for d in by_number.values() if d.stored and d.what in (*REPLACING, "rename away")
+        ]
         for read in by_number.values():
             if read.what != "read" or read.error or not read.content:
                 continue
