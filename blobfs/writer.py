@@ -63,7 +63,9 @@ def block_length(number: int, region_length: int) -> int:
     return max(1, length // region_length) * region_length
 
 
-LARGEST_FILE = sum(block_length(number, 1) for number in range(MAX_BLOCKS))
+LARGEST_FILE = _BLOCKS_PER_SIZE * sum(
+    block_length(number, 1) for number in range(0, MAX_BLOCKS, _BLOCKS_PER_SIZE)
+)
 """Bytes of plaintext that 50,000 blocks hold at most: 29 TiB."""
 
 

@@ -21,10 +21,14 @@ hypothesis.settings.load_profile(os.environ.get("BLOBFS_HYPOTHESIS", "default"))
 _numbers = itertools.count(1)
 
 
+@pytest.hookimpl(trylast=True)  # after the one that marks the conformance tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "azurite" in getattr(item, "fixturenames", ()):
             item.add_marker("service")
+    # The files that mount, which take longest, come first: at the end no worker waits for another.
+    mounting = {item.path for item in items if item.get_closest_marker("mount")}
+    items.sort(key=lambda item: item.path not in mounting)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -162,6 +162,10 @@ def _set_key(**members: str) -> Callable[[Versions], Blob]:
     return _data(lambda data: data["WrappedContentKey"].update(members))
 
 
+def _set_regions(**members: int) -> Callable[[Versions], Blob]:
+    return _data(lambda data: data["EncryptedRegionInfo"].update(members))
+
+
 def _key_of(data: dict[str, Any]) -> dict[str, str]:
     key: dict[str, str] = data["WrappedContentKey"]
     return key
@@ -254,23 +258,13 @@ ROWS = [
     _row("all metadata taken off", lambda v: replace(v.own, metadata={}), EACCES),
     *(_row(f"passed off as {p}", _as_protocol(p), EIO) for p in ("1.0", "2.0", "2.1")),
     _row("of protocol 9", _data(lambda d: d["EncryptionAgent"].update(Protocol="9")), EACCES),
-    _row(
-        "another region length",
-        _data(lambda d: d["EncryptedRegionInfo"].update(DataLength=64)),
-        sealed2=EIO,
-        bare2=EIO,
-    ),
-    _row(
-        "the longest regions",
-        _data(lambda d: d["EncryptedRegionInfo"].update(DataLength=2**30)),
-        sealed2=EIO,
-        bare2=EIO,
-    ),
-    _row(
-        "a nonce of 13 bytes",
-        _data(lambda d: d["EncryptedRegionInfo"].update(NonceLength=13)),
-        sealed2=EIO,
-        bare2=EIO,
+    *(
+        _row(name, _set_regions(**members), sealed2=EIO, bare2=EIO)
+        for name, members in {
+            "another region length": {"DataLength": 64},
+            "the longest regions": {"DataLength": 2**30},
+            "a nonce of 13 bytes": {"NonceLength": 13},
+        }.items()
     ),
     _row(
         "another IV",

@@ -19,14 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from blobfs.blobs import client
 from blobfs.doctor import LIBRARIES, Findings, Machine, examine_machine, examine_source, source
 from blobfs.envelope import write_key_set
 from tests.azurite import Azurite, signature
+from tests.certificates import Authority
 from tests.leaks import is_leak
 from tests.mounts import ROOT, as_user
 from tests.sdk import AesKek, encrypting
@@ -330,33 +328,9 @@ async def test_a_service_that_says_nothing(
 
 @contextmanager
 def tls_server(directory: Path) -> Iterator[tuple[int, Path]]:
-    """A server on localhost that shakes hands once, with a certificate of its own making."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path = directory / "certificate.pem"
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path)
+    """A server on localhost that shakes hands once, and the certificate of who vouches for it."""
+    authority = Authority(directory)
+    context = authority.server()
 
     def shake(listener: socket.socket) -> None:
         connection, _ = listener.accept()
@@ -371,7 +345,7 @@ def tls_server(directory: Path) -> Iterator[tuple[int, Path]]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=shake, args=(listener,))
         thread.start()
-        yield listener.getsockname()[1], path
+        yield listener.getsockname()[1], authority.file
     thread.join(LIMIT_S)
 
 
@@ -380,7 +354,8 @@ async def test_a_certificate_that_nobody_vouches_for(patient: Patient, tmp_path:
         patient.source = f"https://localhost:{port}/account/container"
         findings = await patient.examined()
     assert states(findings)["TLS"] == "wrong"
-    assert "the certificate of localhost is refused: self-signed" in texts(findings, "TLS")
+    refused = "the certificate of localhost is refused: unable to get local issuer certificate"
+    assert refused in texts(findings, "TLS")
     assert "update-ca-certificates" in texts(findings, "TLS")
 
 

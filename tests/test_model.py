@@ -328,6 +328,19 @@ def _entries_changed(directory: Look) -> bool:
     return stat.S_ISDIR(directory.mode) and directory.mtime_ns is None
 
 
+def run_examples(machine: type[Comparison], examples: int) -> None:
+    """So many; 100 with BLOBFS_HYPOTHESIS=long."""
+    is_long = settings().max_examples > 100
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=100 if is_long else examples,
+            stateful_step_count=50,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
 @pytest.mark.mount
 @pytest.mark.parametrize(
     ("examples", "options"),
@@ -347,14 +360,6 @@ def test_a_mount_does_what_a_local_directory_does(
         assert (mount.path / "first").read_bytes() == b"read"
         (tmp_path / "local").mkdir()
         machine = type("Machine", (Comparison,), {"mount": mount, "scratch": tmp_path / "local"})
-        is_long = settings().max_examples > 100
-        run_state_machine_as_test(
-            machine,
-            settings=settings(
-                max_examples=100 if is_long else examples,
-                stateful_step_count=50,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+        run_examples(machine, examples)
     blobs = [blob.name for blob in azurite.sdk(container).list_blobs()]
     assert [name for name in blobs if HIDDEN_PREFIX in name] == []

@@ -22,9 +22,8 @@ from pathlib import Path
 
 import pytest
 from azure.storage.blob import ContainerClient
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import precondition, rule
 
 from blobfs.names import HIDDEN_PREFIX
 from tests.azurite import Azurite
@@ -42,6 +41,7 @@ from tests.test_model import (
     modes,
     moments,
     paths,
+    run_examples,
     sizes,
 )
 
@@ -428,14 +428,6 @@ def test_a_mount_does_what_a_local_directory_does_whatever_another_host_changes(
                 "expected": set(),
             },
         )
-        is_long = settings().max_examples > 100
-        run_state_machine_as_test(
-            machine,
-            settings=settings(
-                max_examples=100 if is_long else examples,
-                stateful_step_count=50,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+        run_examples(machine, examples)
     blobs = [blob.name for blob in azurite.sdk(container).list_blobs()]
     assert [name for name in blobs if HIDDEN_PREFIX in name] == []

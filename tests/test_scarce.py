@@ -17,8 +17,8 @@ import pytest
 from tests.azurite import Azurite
 from tests.cgroups import memory_limit
 from tests.disks import disk, fill
-from tests.mounts import PLAINTEXT_MARKER, mounted
-from tests.networks import network
+from tests.mounts import PLAINTEXT_MARKER, Mount, mounted
+from tests.networks import Network, network
 from tests.torture.crash import Crashes
 from tests.torture.scarce import CutOff, FullDisk, LittleMemory, SpoolRemoved, rounds
 
@@ -123,9 +123,11 @@ def test_front_to_back_a_file_larger_than_the_disk_fails_or_is_whole(
         assert (m.path / "file").read_bytes() == content(2, 2 * MIB)
 
 
-def test_a_close_without_network_and_disk_is_stored_when_the_network_is_back(
+@contextmanager
+def file_that_can_go_nowhere(
     azurite: Azurite, container: str, tmp_path: Path
-) -> None:
+) -> Iterator[tuple[Mount, Network]]:
+    """A mount whose network is cut and whose disk is full, where the close of `file` has failed."""
     with (
         network(azurite.port) as net,
         disk(tmp_path / "full", MIB) as spool,
@@ -143,6 +145,13 @@ def test_a_close_without_network_and_disk_is_stored_when_the_network_is_back(
         with pytest.raises(OSError, match="Input/output error"):
             os.close(file)
         eventually(lambda: "NOT STORED" in m.log())
+        yield m, net
+
+
+def test_a_close_without_network_and_disk_is_stored_when_the_network_is_back(
+    azurite: Azurite, container: str, tmp_path: Path
+) -> None:
+    with file_that_can_go_nowhere(azurite, container, tmp_path) as (m, net):
         net.restore()
         eventually(lambda: azurite.sdk(container).get_blob_client("file").exists())
         assert (m.path / "file").read_bytes() == content(1, 500_000)
@@ -152,25 +161,11 @@ def test_a_close_without_network_and_disk_is_stored_when_the_network_is_back(
 def test_a_close_without_network_and_disk_is_kept_when_there_is_room(
     azurite: Azurite, container: str, tmp_path: Path
 ) -> None:
-    with (
-        network(azurite.port) as net,
-        disk(tmp_path / "full", MIB) as spool,
-        mounted(
-            azurite, container, tmp_path, f"spool_dir={spool}", "timeout=2s", prefix=net.prefix
-        ) as m,
-    ):
-        m.expect_log("NOT STORED, and no recovery file could be written: .*No space")
+    with file_that_can_go_nowhere(azurite, container, tmp_path) as (m, net):
         m.expect_log("flush 'file': Input/output error|ERROR .*file: ")
         m.expect_log("not stored; its content is kept, encrypted, in ")
-        file = os.open(m.path / "file", os.O_WRONLY | os.O_CREAT)
-        os.write(file, content(1, 500_000))
-        fill(spool / "filler")
-        net.cut()
-        with pytest.raises(OSError, match="Input/output error"):
-            os.close(file)
-        eventually(lambda: "NOT STORED" in m.log())
-        (spool / "filler").unlink()
-        eventually(lambda: bool(list(spool.glob("*.blobfs-recovery"))))
+        (tmp_path / "full/filler").unlink()
+        eventually(lambda: bool(list((tmp_path / "full").glob("*.blobfs-recovery"))))
         net.restore()
 
 
@@ -224,9 +219,10 @@ def test_250_mib_are_enough_for_many_writers_and_readers(
     size, files = 20 * MIB, 12
 
     def write(number: int) -> None:
+        data = content(number, size)
         with (m.path / f"f{number}").open("wb", buffering=0) as file:
             for offset in range(0, size, MIB):
-                assert file.write(content(number, size)[offset : offset + MIB]) == MIB
+                assert file.write(data[offset : offset + MIB]) == MIB
 
     def read(number: int) -> str:
         return hashlib.sha256((m.path / f"f{number}").read_bytes()).hexdigest()

@@ -86,7 +86,7 @@ def test_a_change_is_refused_or_what_it_leads_to_is_documented(
     row: Row, versions: dict[str, Versions], ward: Ward
 ) -> None:
     raw, mount = ward
-    tried = 0
+    tried, logged = 0, len(mount.log())
     for form, version, blob in applicable(row, versions):
         name = f"{row.name} {form}"
         path, permitted = mount.path / name, row.outcomes[version.form.column]
@@ -104,7 +104,7 @@ def test_a_change_is_refused_or_what_it_leads_to_is_documented(
         raw.delete_blob(name)
         tried += 1
     assert tried
-    assert "Traceback" not in mount.log()
+    assert "Traceback" not in mount.log()[logged:]
     assert row.said or all(outcome <= ERRNOS for outcome in row.outcomes.values())
 
 
