@@ -55,7 +55,7 @@ class Place:
 
     def act(self, function: Callable[[], R]) -> R:
         """Call it as the owner of the mount; its result or exception, which must be picklable."""
-        return function() if self.user is None else _in_child(function, self.user)
+        return function() if self.user is None else acting_as(self.user, function)
 
     def run(self, *command: str | Path, text: str = "") -> str:
         """Run a program in `path` with `text` as its input; what it wrote to standard output."""
@@ -92,7 +92,7 @@ def by_owner(test: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def _in_child(function: Callable[[], R], user: int) -> R:
+def acting_as(user: int, function: Callable[[], R]) -> R:
     """Fork, become the user for good, and send back what came of it."""
     receiver, sender = os.pipe()
     with warnings.catch_warnings():
