@@ -85,7 +85,7 @@ def running(
 
 
 class Commands:
-    """The commands of a workload. `reap()` waits for those that were given up.
+    """The commands of a workload. `reap()` waits a while for those that were given up.
 
     One that is stuck in a mount ends only after the mount has, so giving up does not wait.
     """
@@ -137,7 +137,8 @@ class Commands:
 
     def reap(self) -> None:
         for process in self._given_up:
-            process.communicate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=END_LIMIT_S)
         self._given_up.clear()
 
 

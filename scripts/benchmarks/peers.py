@@ -144,7 +144,11 @@ class Rclone:
                     return time.monotonic()
                 return _wait_for_uploads(control)
 
-            yield Mounted(path, process.pid, wait_until_stored)
+            try:
+                yield Mounted(path, process.pid, wait_until_stored)
+            except BaseException:
+                _abort(path)
+                raise
 
     def fill(self, service: Service, source: Path, target: str) -> None:
         config = self._root / "fill.conf"
@@ -171,6 +175,11 @@ def _unmount(path: Path) -> None:
         subprocess.run(["fusermount3", "-u", "-z", path], check=True)
 
 
+def _abort(path: Path) -> None:
+    """End what waits for an answer that may never come: it would outlast KILL. For root alone."""
+    subprocess.run(["umount", "--force", path], check=False, capture_output=True)
+
+
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
         super().__init__("localhost")
@@ -178,6 +187,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(START_LIMIT_S)
         self.sock.connect(str(self._path))
 
 
