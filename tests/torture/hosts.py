@@ -8,7 +8,8 @@ wrote them. Then, for each file:
 - what is there is of a close after which no other close began;
 - a piece that is gone was replaced by someone who came after it, or is under the name that the file
   was renamed to;
-- who was told ESTALE by close finds its version in a conflict copy, and nobody else has one;
+- who was told ESTALE by close finds its version in a conflict copy, and nobody else has one; or, if
+  it appended to a file too large to be had whole, and that is gone, its piece in a recovery file;
 - a read gave one version, whole, and none that was replaced before it began.
 """
 
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.azurite import Azurite
+from tests.kept import opened
 from tests.mounts import PLAINTEXT_MARKER, Mount
 from tests.networks import network
 from tests.torture.service import service
@@ -74,6 +76,14 @@ def pieces(data: bytes) -> list[int]:
     return found
 
 
+def last_piece(data: bytes) -> int:
+    """The operation that wrote the end of a content of which more need not be there."""
+    *_, found = re.finditer(rb"(\d{8})(\d{8})(?=%b)" % PLAINTEXT_MARKER[:10], data)
+    number, size = int(found[1]), int(found[2])
+    assert data[found.start() :] == piece(number, size), f"the piece of {number} is not whole"
+    return number
+
+
 class Round:
     def __init__(self, azurite: Azurite, folder: Path, seed: int, hosts: int) -> None:
         self.seed = seed
@@ -113,13 +123,13 @@ class Round:
                 thread.start()
             for thread in threads:
                 thread.join()
-            figures = self._explain()
+            found = self._found()
             for mount in self.hosts:
                 problems = mount.unmount()
                 assert not problems, self._said("", f"{problems}")
                 wrong = [w for w in ("a bug", "Traceback", "CRITICAL") if w in mount.log()]
                 assert not wrong, self._said("", mount.log())
-            return figures
+            return self._explain(found)
 
     def _said(self, name: str, text: str) -> str:
         history = "\n".join(map(str, sorted(self.done.get(name, []), key=lambda d: d.ended)))
@@ -187,12 +197,16 @@ class Round:
 
     # What explains it
 
-    def _explain(self) -> Counter[str]:
-        figures: Counter[str] = Counter()
+    def _found(self) -> dict[str, bytes]:
+        """What all hosts see in the end."""
         found = {path.name: path.read_bytes() for path in self.hosts[0].path.iterdir()}
         for mount in self.hosts[1:]:
             again = {path.name: path.read_bytes() for path in mount.path.iterdir()}
             assert again == found, self._said("", "the hosts see different files in the end")
+        return found
+
+    def _explain(self, found: dict[str, bytes]) -> Counter[str]:
+        figures: Counter[str] = Counter()
         for name in FILES:
             final = pieces(found[name]) if name in found else []
             copies = [
@@ -246,7 +260,7 @@ class Round:
             if not any(d.saw > done.closing for d in replacing if d is not done):
                 problems.append(f"{done} was stored, is gone, and nobody replaced it")
         problems += self._problems_of_renames(by_number, moved)
-        problems += self._problems_of_copies(by_number, copies)
+        problems += self._problems_of_copies(name, by_number, copies)
         problems += self._problems_of_reads(by_number)
         return problems
 
@@ -266,9 +280,22 @@ class Round:
                 problems.append(f"{done} has left {content}")
         return problems
 
-    def _problems_of_copies(self, by_number: dict[int, Done], copies: list[list[int]]) -> list[str]:
+    def _recovered(self, name: str) -> list[int]:
+        """Whose appends are in recovery files, all of which are there after the unmount."""
+        found = []
+        for mount in self.hosts:
+            for path in mount.spool_dir.glob("*.blobfs-recovery"):
+                data, description = opened(path, mount.key_file)
+                if description["name"] == name:
+                    assert description["unknown"], f"{path}: it could have been a conflict copy"
+                    found.append(last_piece(data))
+        return found
+
+    def _problems_of_copies(
+        self, name: str, by_number: dict[int, Done], copies: list[list[int]]
+    ) -> list[str]:
         problems = []
-        kept = Counter(copy[-1] for copy in copies if copy)
+        kept = Counter([*(copy[-1] for copy in copies if copy), *self._recovered(name)])
         for done in by_number.values():
             refused = done.in_close and done.error == errno.ESTALE
             if refused and kept[done.number] != 1:
