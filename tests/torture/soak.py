@@ -54,13 +54,20 @@ def sample(pid: int, at: float, operations: int) -> Sample:
     return Sample(at, pages * os.sysconf("SC_PAGE_SIZE"), descriptors, operations)
 
 
+def thirds(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """The middle and the last third: in the first, caches fill."""
+    third = len(samples) // 3
+    return samples[third : 2 * third], samples[-third:]
+
+
+def median_memory(samples: list[Sample]) -> float:
+    return statistics.median(s.memory for s in samples)
+
+
 def growth(samples: list[Sample]) -> int:
     """Bytes by which the last third's median memory is above the middle third's."""
-    third = len(samples) // 3
-    middle, last = samples[third : 2 * third], samples[-third:]
-    return int(
-        statistics.median(s.memory for s in last) - statistics.median(s.memory for s in middle)
-    )
+    middle, last = thirds(samples)
+    return int(median_memory(last) - median_memory(middle))
 
 
 class Soak:
@@ -209,6 +216,11 @@ def draw(samples: list[Sample], title: str, paths: list[Path]) -> None:
     minutes = [s.at / 60 for s in samples]
     memory.plot(minutes, [s.memory / 2**20 for s in samples], linewidth=1)
     memory.set_ylabel("memory of the\ndaemon, MiB")
+    for part in thirds(samples):
+        level = median_memory(part) / 2**20
+        line = [part[0].at / 60, part[-1].at / 60], [level, level]
+        memory.plot(*line, linestyle="--", linewidth=1, color="black", label="median of a third")
+    memory.legend(handles=memory.lines[-1:], loc="lower right", fontsize=8)
     open_files.plot(minutes, [s.descriptors for s in samples], linewidth=1)
     open_files.set_ylabel("descriptors of\nthe daemon")
     pairs = list(zip(samples, samples[RATE_S:], strict=False))
