@@ -27,7 +27,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts/azurite/node_modules/azurite/dist/
 START_LIMIT_S = 60  # it takes 2 s; a loaded machine gets time, a broken one an answer
 STOP_LIMIT_S = 20
 
-_LISTENS = re.compile(r"successfully listens on http://127\.0\.0\.1:(\d+)")
+_LISTENS = re.compile(r"successfully listens on https?://127\.0\.0\.1:(\d+)")
 # The access log is morgan's "common" format: … "GET /account/container?query HTTP/1.1" 200 …
 _ACCESS = re.compile(r'"([A-Z]+) (\S+) HTTP/[\d.]+" (\d{3}) ')
 
@@ -72,27 +72,31 @@ class Request(NamedTuple):
 class Azurite:
     """A running Azurite. `stop()` ends it; so does the end of the process that started it.
 
-    Its access log holds SAS signatures, so it lies beside `data_dir`, never in it.
+    With a `certificate`, a file of that and its key, it speaks https and is called localhost;
+    `authority` is the file of who vouches for it. Its access log holds SAS signatures, so it lies
+    beside `data_dir`, never in it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(
+        self, root: Path, certificate: Path | None = None, authority: Path | None = None
+    ) -> None:
         self.account = f"blobfs{secrets.token_hex(4)}"
         self.key = base64.b64encode(secrets.token_bytes(64)).decode()
         self.data_dir = root / "data"
         self.signatures: set[str] = set()
         self._searched: dict[Path, tuple[int, int]] = {}
-        self._searched: dict[Path, tuple[int, int]] = {}
         self._log_path = root / "access.log"
         self._log_start = 0
         self._containers = 0
         self.data_dir.mkdir(parents=True)
+        tls: list[str | Path] = ["--cert", certificate, "--key", certificate] if certificate else []
         with self._log_path.open("wb") as log:
             # fmt: off
             self._process = subprocess.Popen(
                 [
                     "setpriv", "--pdeathsig", "KILL", node_binary(), SCRIPT,
                     "--blobHost", "127.0.0.1", "--blobPort", "0", "--location", self.data_dir,
-                    "--disableTelemetry", "--skipApiVersionCheck",
+                    "--disableTelemetry", "--skipApiVersionCheck", *tls,
                 ],
                 env={**os.environ, "AZURITE_ACCOUNTS": f"{self.account}:{self.key}"},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
@@ -105,8 +109,12 @@ class Azurite:
             self._process.kill()
             self._process.wait()
             raise
-        self.endpoint = f"http://127.0.0.1:{self.port}/{self.account}"
-        self._service = BlobServiceClient(self.endpoint, credential=self.key)
+        origin = "https://localhost" if certificate else "http://127.0.0.1"
+        self.endpoint = f"{origin}:{self.port}/{self.account}"
+        verify = str(authority) if authority else True
+        self._service = BlobServiceClient(
+            self.endpoint, credential=self.key, connection_verify=verify
+        )
 
     def _wait_for_port(self) -> int:
         """The port that our own process says it listens on: no other server can be mistaken."""

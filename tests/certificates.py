@@ -37,8 +37,9 @@ class Authority:
             .not_valid_after(now + ends)
         )
 
-    def server(self, name: str = "localhost", ends: timedelta = _DAY) -> ssl.SSLContext:
-        """For a server that this authority calls `name`, until `ends` from now."""
+    def certificate(self, name: str = "localhost", ends: timedelta = _DAY) -> Path:
+        """A file with a key and its certificate, which calls its owner `name` until `ends` from
+        now."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         certificate = (
@@ -55,6 +56,10 @@ class Authority:
             )
             + certificate.public_bytes(serialization.Encoding.PEM)
         )
+        return pem
+
+    def server(self, name: str = "localhost", ends: timedelta = _DAY) -> ssl.SSLContext:
+        """For a server that has such a certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(pem)
+        context.load_cert_chain(self.certificate(name, ends))
         return context

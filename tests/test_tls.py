@@ -9,6 +9,7 @@ import os
 import ssl
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -71,6 +72,45 @@ def test_a_private_authority_is_trusted_by_ssl_cert_file(
         (mount.path / "file").write_bytes(b"x" * 1_000_000)
         mount.remount()
         assert (mount.path / "file").read_bytes() == b"x" * 1_000_000
+
+
+@contextmanager
+def azurite_with(certificate: Path, authority: Authority, tmp_path: Path) -> Iterator[Azurite]:
+    """Azurite that speaks TLS itself, as another server than that of Python."""
+    azurite = Azurite(tmp_path / "azurite", certificate, authority.file)
+    try:
+        yield azurite
+    finally:
+        azurite.stop()
+
+
+def test_so_is_it_with_azurites_own_tls(authority: Authority, tmp_path: Path) -> None:
+    with (
+        azurite_with(authority.certificate(), authority, tmp_path) as azurite,
+        mounted(azurite, azurite.new_container(), tmp_path) as mount,
+    ):
+        (mount.path / "file").write_bytes(b"x" * 1_000_000)
+        mount.remount()
+        assert (mount.path / "file").read_bytes() == b"x" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "ends", "reason"),
+    [
+        ("localhost", -timedelta(days=1), "certificate has expired"),
+        ("elsewhere", timedelta(days=1), "Hostname mismatch"),
+    ],
+)
+def test_azurite_with_a_bad_certificate_is_refused(
+    name: str, ends: timedelta, reason: str, authority: Authority, tmp_path: Path
+) -> None:
+    certificate = authority.certificate(name, ends)
+    with (
+        azurite_with(certificate, authority, tmp_path) as azurite,
+        pytest.raises(MountFailed, match=f"certificate is refused: {reason}.*; nothing was sent"),
+        mounted(azurite, "container", tmp_path, "timeout=600", foreground=False),
+    ):
+        pass
 
 
 def _old(authority: Authority) -> ssl.SSLContext:

@@ -36,9 +36,8 @@ def refusal(failed: httpx.TransportError) -> str:
     what may be otherwise the next time."""
     if isinstance(failed, httpx.ProxyError):
         said = _CONNECT_REFUSED.match(str(failed))
-        return (
-            f"the proxy refuses: {failed}" if said and int(said[1]) not in RETRIED_STATUSES else ""
-        )
+        final = said is not None and int(said[1]) not in RETRIED_STATUSES
+        return f"the proxy refuses: {failed}" if final else ""
     exc: BaseException | None = failed if isinstance(failed, httpx.ConnectError) else None
     while exc is not None:
         if isinstance(exc, ssl.SSLCertVerificationError):
