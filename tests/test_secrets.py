@@ -366,7 +366,7 @@ class Life:
     def with_a_failing_service(self) -> None:
         """And tokens and keys in files, and the log in one, too."""
         options = (
-            f"sas_file={self.sas_file},key_file={self.keys},spool_dir={SPOOL},timeout=1,"
+            f"sas_file={self.sas_file},key_file={self.keys},spool_dir={SPOOL},timeout=3,"
             "metadata_ttl=0,log_level=debug,log_file=/var/log/life.log,buffer_size=1M"
         )
         for name, kek in (("wrong", SAME_NAME), ("unknown", UNKNOWN)):
@@ -376,6 +376,7 @@ class Life:
         metadata = raw.get_blob_properties().metadata
         raw.upload_blob(bytes(1028), overwrite=True, metadata=metadata)
         self.mount(options)
+        assert self.here.is_mounted, self.said
         self.sh(f"cd {MNT}; cat wrong unknown changed")
         for act in (
             Refusal(403, "AuthenticationFailed"),
@@ -403,6 +404,7 @@ class Life:
         )
         self.blobfs("status", MNT)
         self.mount(options)
+        assert self.here.is_mounted, self.said
         self.run("umount", MNT)
         self.blobfs("recover", "list", "-o", f"sas={self.token()},key_file={self.keys}")
         self.relay.choose = lambda asked: None if asked.method == "GET" else echo
@@ -429,6 +431,7 @@ class Life:
         )
         env = {"PYTHONPATH": f"{self.directory}:{ROOT}"}
         self.run(*BLOBFS, "mount", self.here.source, MNT, "-o", options, env=env)
+        assert self.here.is_mounted, self.said
         self.sh(
             f"cd {MNT}; echo secret >of-the-command; cat d/moved of-the-command; "
             "chmod 600 d/moved; sync d/moved"
