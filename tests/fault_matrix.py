@@ -163,6 +163,10 @@ class Ward:
             for step, directory in places:
                 before = plan.hits
                 code, seconds, said = self._do(step, self.mount.path / directory)
+                deadline = time.monotonic() + SETTLE
+                while not code and not plan.has_released():
+                    assert time.monotonic() < deadline, f"{step.name} has left something hidden"
+                    time.sleep(0.01)
                 plan.step_ended()
                 ended.append(Ended(step, directory, code, seconds, plan.hits > before, said))
         finally:

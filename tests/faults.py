@@ -253,15 +253,16 @@ class Plan:
     hits: int = 0
     seen: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _hidden: set[str] = field(default_factory=set)
+    _hidden: set[str] = field(default_factory=set)  # copies that are kept of open files
+    _deleted: set[str] = field(default_factory=set)
     _over: bool = False
 
     def is_about(self, asked: Asked) -> bool:
         prefix = asked.query.get("prefix", [""])[0]
         names = (asked.name, asked.source, prefix)
         if any(name.startswith(self.directory) for name in names):
-            if asked.source:
-                self._hidden.add(asked.name)  # the copy that is kept of an open file
+            if asked.source and not asked.name.startswith(self.directory):
+                self._hidden.add(asked.name)
             return True
         return asked.name in self._hidden
 
@@ -270,12 +271,19 @@ class Plan:
         with self._lock:
             number = self.seen.count(call)
             self.seen.append(call)
+            if call == DELETE:
+                self._deleted.add(asked.name)
             if self.fault is None or self._over or call != self.call:
                 return None
             if number != self.first and not (self.lasts and number > self.first):
                 return None
             self.hits += 1
         return self.fault.act
+
+    def has_released(self) -> bool:
+        """Whether all that is deleted after the last close is being deleted: close does not wait
+        for it."""
+        return self._hidden <= self._deleted
 
     def step_ended(self) -> None:
         """What lasts, lasts until the end of the operation that it began in."""
