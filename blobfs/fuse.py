@@ -206,8 +206,7 @@ class Operations(pyfuse3.Operations):
         entry.st_atime_ns = attrs.atime_ns
         entry.st_mtime_ns = attrs.mtime_ns
         entry.st_ctime_ns = attrs.ctime_ns
-        entry.st_birthtime_ns = 0 if node.info is None else node.info.created_ns
-        node.told_etag = "" if node.info is None else node.info.etag
+        node.told_etag = node.etag
         return entry
 
     def _looked_up(self, node: Node) -> pyfuse3.EntryAttributes:
@@ -239,7 +238,7 @@ class Operations(pyfuse3.Operations):
     async def getattr(self, inode: int, ctx: object) -> pyfuse3.EntryAttributes:
         node = self._fs.inodes.get(inode)
         store = self._fs.store
-        if not store.is_fresh(node) and node.is_linked and node.info is not None:
+        if not store.is_fresh(node) and node.is_linked and node.is_stored:
             try:
                 await store.refresh(node)
             except NotFound as exc:
@@ -394,7 +393,7 @@ class Operations(pyfuse3.Operations):
         except NotFound as exc:
             # It was there when its name was looked up: O_CREAT makes it anew, after another look.
             raise ConditionFailed(f"{node.path!r} was deleted by someone else") from exc
-        if not keep and node.info is not None and node.told_etag != node.info.etag:
+        if not keep and node.is_stored and node.told_etag != node.etag:
             if flags & os.O_APPEND and not flags & os.O_TRUNC:
                 # It would append at the end of the version that it knows: it is to look again.
                 await self._fs.files.release(number)

@@ -17,11 +17,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from blobfs.attributes import Attributes, Kind
+from blobfs.blobs import BlobInfo, PackedInfo
 from blobfs.errors import PosixError
 from blobfs.names import join
 
 if TYPE_CHECKING:
-    from blobfs.blobs import BlobInfo
     from blobfs.draft import Draft
     from blobfs.reader import Content, Reach
     from blobfs.writer import Upload
@@ -47,10 +47,10 @@ class Node:
 
     __slots__ = (
         "__dict__",
+        "_info",
         "attrs",
         "children",
         "fresh_until",
-        "info",
         "ino",
         "lookups",
         "name",
@@ -89,13 +89,33 @@ class Node:
         self.attrs = attrs
         self.parent: Node | None = None
         self.name = ""
-        self.info: BlobInfo | None = None
+        self._info: BlobInfo | PackedInfo | None = None
         self.plain_size = 0
         self.fresh_until = 0.0
         self.lookups = 0
         self.opens = 0
         self.told_etag = ""  # the version whose attributes the kernel was told last
         self.children: dict[str, Node] = {} if self.is_directory else _CHILDLESS
+
+    @property
+    def info(self) -> BlobInfo | None:
+        """What was packed is not any more: whoever asks works on it."""
+        if isinstance(self._info, PackedInfo):
+            self._info = self._info.unpacked()
+        return self._info
+
+    @info.setter
+    def info(self, info: BlobInfo | PackedInfo | None) -> None:
+        self._info = info
+
+    @property
+    def is_stored(self) -> bool:
+        return self._info is not None
+
+    @property
+    def etag(self) -> str:
+        """Of `info`, which stays packed; "" without."""
+        return "" if self._info is None else self._info.etag
 
     @property
     def overlay(self) -> dict[str, str | None]:

@@ -1,40 +1,45 @@
-"""Packed metadata is the metadata, in less memory."""
+"""What is packed is what was said of the blob, in less memory."""
 
 import sys
+from dataclasses import astuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blobfs.blobs import PackedMetadata
+from blobfs.blobs import BlobInfo, ContentHeaders, PackedInfo
 
 # What a header or XML can carry: bytes that are no UTF-8 come as surrogate escapes.
 text = st.text(st.characters(codec="utf-8", exclude_characters="\0") | st.just("\udc80"))
+number = st.integers(0, 2**63)
+infos = st.builds(
+    BlobInfo,
+    name=text,
+    etag=text,
+    size=number,
+    last_modified_ns=number,
+    blob_type=text,
+    headers=st.builds(ContentHeaders, *[text] * 6),
+    metadata=st.dictionaries(text, text),
+    tier=text,
+    tier_inferred=st.booleans(),
+    tag_count=number,
+    created_ns=number,
+    lease_state=text,
+    archive_status=text,
+    copy_id=text,
+    copy_status=text,
+    snapshot=text,
+)
 
-
-@given(st.dictionaries(text, text))
-def test_it_holds_the_same_keys_and_values_in_the_same_order(metadata: dict[str, str]) -> None:
-    packed = PackedMetadata(metadata)
-    assert list(packed.items()) == list(metadata.items())
-    assert packed == metadata
-    assert dict(packed) == metadata
-    assert len(packed) == len(metadata)
-
-
-def test_a_key_that_is_not_there_is_a_key_error() -> None:
-    packed = PackedMetadata({"here": "value"})
-    assert "gone" not in packed
-    with pytest.raises(KeyError):
-        packed["gone"]
-
-
-def test_it_cannot_be_changed_in_place() -> None:
-    with pytest.raises(TypeError):
-        PackedMetadata({})["key"] = "value"  # type: ignore[index]
-
-
-def test_that_of_our_files_takes_less_than_a_third() -> None:
-    metadata = {
+OURS = BlobInfo(
+    "some/where/file-0001",
+    "0x8DE2A1B3C4D5E6F",
+    1028,
+    1_763_800_000_000_000_000,
+    "BlockBlob",
+    ContentHeaders("application/octet-stream", content_md5="6l4E+yRMfHRHBbDzBPDi0w=="),
+    {
         "encryptiondata": '{"WrappedContentKey": {"KeyId": "blobfs-2026-11-22-deadbeef", '
         '"EncryptedKey": "Lr1w+PKOoBHwEoSbYwSECImk/1Rd6o/hGmUPLXGct9hhN0975WPNGqsI2OOMSaVR", '
         '"Algorithm": "A256KW"}, "EncryptionAgent": {"Protocol": "2.1", "EncryptionAlgorithm": '
@@ -46,7 +51,47 @@ def test_that_of_our_files_takes_less_than_a_third() -> None:
         "posix_owner": "1000",
         "posix_group": "1000",
         "modtime": "1763800000123456789",
-    }
-    packed = PackedMetadata(metadata)
-    plain = sys.getsizeof(metadata) + sum(map(sys.getsizeof, metadata.values()))
-    assert sys.getsizeof(packed) + sys.getsizeof(packed._packed) < plain / 3
+    },
+    "Hot",
+    True,
+    created_ns=1_763_800_000_000_000_000,
+    lease_state="available",
+)
+
+
+@given(infos)
+def test_it_holds_all_that_was_said(info: BlobInfo) -> None:
+    unpacked = PackedInfo.of(info).unpacked()
+    assert unpacked == info
+    assert list(unpacked.metadata) == list(info.metadata), "in the same order"
+
+
+@given(infos)
+def test_its_etag_needs_no_unpacking(info: BlobInfo) -> None:
+    assert PackedInfo.of(info).etag == info.etag
+
+
+def test_every_field_of_a_blob_is_packed() -> None:
+    plain = BlobInfo("", "", 0, 0)
+    missing = [
+        name
+        for name, here, there in zip(
+            BlobInfo.__slots__, astuple(PackedInfo.of(OURS).unpacked()), astuple(OURS), strict=True
+        )
+        if here != there
+    ]
+    assert missing == []
+    assert PackedInfo.of(plain).unpacked() == plain
+
+
+def test_that_of_our_files_takes_less_than_a_fifth() -> None:
+    headers = [OURS.headers, OURS.headers.content_md5]
+    metadata = [OURS.metadata, *OURS.metadata.values()]
+    plain = [OURS, OURS.name, OURS.etag, OURS.size, *headers, *metadata]
+    assert sys.getsizeof(PackedInfo.of(OURS)) < sum(map(sys.getsizeof, plain)) / 5
+
+
+@pytest.mark.parametrize("etag", ["", "0x8DE2A1B3C4D5E6F"])
+def test_equal_blobs_are_packed_alike(etag: str) -> None:
+    one, other = BlobInfo("a", etag, 1, 2), BlobInfo("a", etag, 1, 2)
+    assert PackedInfo.of(one) == PackedInfo.of(other)

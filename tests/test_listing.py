@@ -82,12 +82,12 @@ def expected(blobs: dict[str, BlobInfo]) -> tuple[dict[str, Entry], set[str]]:
         elif slash:
             marker = blobs.get(head)
             is_marker = marker is not None and bool(marker.metadata)
-            entries[head] = Entry(Kind.DIRECTORY, marker if is_marker else None)
+            entries[head] = Entry.of(Kind.DIRECTORY, marker if is_marker else None)
             if marker is not None and not is_marker:
                 unshowable.add(head)
         elif head not in entries:
             kind = Kind.DIRECTORY if blobs[head].metadata else Kind.FILE
-            entries[head] = Entry(kind, blobs[head])
+            entries[head] = Entry.of(kind, blobs[head])
     return entries, unshowable
 
 
@@ -117,7 +117,7 @@ def test_a_directory_shows_what_a_container_would(
             name: entry.kind for name, entry in entries.items()
         }
         assert all(
-            entry.info is None or entry.info is below[prefix + name]
+            entry.info is None or entry.info.unpacked() == below[prefix + name]
             for name, entry in found.items()
         )
         assert scanner.own_marker is marker.get(prefix)
@@ -139,7 +139,7 @@ def test_a_file_in_the_place_of_a_directory_is_shadowed_and_said_once(size: int)
 def test_a_marker_and_what_is_below_it_are_one_directory(size: int) -> None:
     blobs = {"a": blob("a", folder=True), "a-b": blob("a-b"), "a/b": blob("a/b")}
     found, scanner = scanned(listed(blobs, "", size, "utf-8"))
-    assert found["a"] == Entry(Kind.DIRECTORY, blobs["a"])
+    assert found["a"] == Entry.of(Kind.DIRECTORY, blobs["a"])
     assert scanner.unshowable == []
 
 
@@ -154,11 +154,11 @@ def test_entries_are_delivered_as_soon_as_they_are_certain() -> None:
 def test_an_empty_page_before_the_end_changes_nothing() -> None:
     pages = [Page([blob("a")], [], "1"), Page([], [], "2"), Page([], ["a/"], "")]
     found, _ = scanned(iter(pages))
-    assert found == {"a": Entry(Kind.DIRECTORY, None)}
+    assert found == {"a": Entry.of(Kind.DIRECTORY, None)}
 
 
 def test_a_listing_counts_its_directories() -> None:
-    directory, file = Entry(Kind.DIRECTORY, None), Entry(Kind.FILE, blob("f"))
+    directory, file = Entry.of(Kind.DIRECTORY, None), Entry.of(Kind.FILE, blob("f"))
     listing = Listing({"d": directory, "f": file}, 0.0)
     assert listing.subdirectories == 1
     listing.set("f", directory)

@@ -22,7 +22,7 @@ from blobfs.blobs.client import Client
 from blobfs.blobs.container import Container
 from blobfs.blobs.model import BlobInfo, ContentHeaders, Page, Version
 from blobfs.blobs.operations import UPLOADS, VERBS
-from blobfs.blobs.packed import PackedMetadata
+from blobfs.blobs.packed import PackedInfo
 from blobfs.blobs.proxies import proxy_of
 from blobfs.blobs.retry import RetryPolicy
 from blobfs.blobs.wire import METADATA_LIMIT, Buffer, metadata_size
@@ -36,7 +36,7 @@ __all__ = [
     "Client",
     "Container",
     "ContentHeaders",
-    "PackedMetadata",
+    "PackedInfo",
     "Page",
     "RetryPolicy",
     "Version",

@@ -88,8 +88,8 @@ class Ahead:
             and 0 < node.plain_size <= SMALL
             and node.draft is None
             and not node.opens
-            and node.info is not None
-            and node.page_cache_etag != node.info.etag
+            and node.is_stored
+            and node.page_cache_etag != node.etag
             and self._store.is_confirmed(node)
         )
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from cachetools import LRUCache
 
 from blobfs.attributes import Kind, kind_of
-from blobfs.blobs import BlobInfo, Page
+from blobfs.blobs import BlobInfo, PackedInfo, Page
 from blobfs.inodes import Node
 from blobfs.names import HIDDEN_PREFIX, is_showable
 
@@ -37,7 +37,11 @@ class Entry(NamedTuple):
     """What the service says of one name; `info` is None for a directory without a marker."""
 
     kind: Kind
-    info: BlobInfo | None
+    info: PackedInfo | None
+
+    @classmethod
+    def of(cls, kind: Kind, info: BlobInfo | None) -> "Entry":
+        return cls(kind, None if info is None else PackedInfo.of(info))
 
 
 class Scanner:
@@ -85,17 +89,17 @@ class Scanner:
     ) -> Entry:
         if not is_prefix:
             assert info is not None
-            entry = Entry(kind_of(info.metadata, info.size), info)
+            entry = Entry.of(kind_of(info.metadata, info.size), info)
             if held is None or entry.kind is Kind.DIRECTORY:
                 return entry
             self.unshowable.append(self._prefix + name)
             return held
         if held is None:
-            return Entry(Kind.DIRECTORY, info)
+            return Entry.of(Kind.DIRECTORY, info)
         if held.kind is not Kind.DIRECTORY:
             self.unshowable.append(self._prefix + name)
-            return Entry(Kind.DIRECTORY, info)
-        return held if held.info is not None else Entry(Kind.DIRECTORY, info)
+            return Entry.of(Kind.DIRECTORY, info)
+        return held if held.info is not None else Entry.of(Kind.DIRECTORY, info)
 
     def _release(self, lasts: list[str]) -> Iterator[tuple[str, Entry]]:
         """Entries of which no later page can say more, given the last names of this one."""

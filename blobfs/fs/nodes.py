@@ -14,7 +14,7 @@ from pathlib import Path
 import trio
 
 from blobfs.attributes import Attributes, Defaults, Kind, kind_of, read_attributes, value_of
-from blobfs.blobs import BlobInfo, Container, PackedMetadata
+from blobfs.blobs import BlobInfo, Container, PackedInfo
 from blobfs.envelope import METADATA_KEY
 from blobfs.errors import ConditionFailed, ContentError, NotFound, PosixError
 from blobfs.fs.listing import Listings
@@ -173,7 +173,7 @@ class Nodes:
             Kind.DIRECTORY, defaults.dir_mode, defaults.uid, defaults.gid, now, now, now
         )
 
-    def show(self, parent: Node, name: str, kind: Kind, info: BlobInfo | None) -> Node:
+    def show(self, parent: Node, name: str, kind: Kind, info: PackedInfo | None) -> Node:
         """The child of this name with what the service just said of it; new if need be.
 
         What we know better (unsaved changes) stays. A child of another kind by now is replaced.
@@ -196,29 +196,31 @@ class Nodes:
         self.take_up(node, info)
         return node
 
-    def _is_replaced(self, node: Node, info: BlobInfo | None) -> bool:
+    def _is_replaced(self, node: Node, packed: PackedInfo | None) -> bool:
         """Whether the file is open with another content than `info` has.
 
         Who has it open goes on with the node, and the name gets another one: handles of one node
         share the kernel's cached pages and its size, and so would read both versions as one.
         """
-        known = node.info
-        if known is None or info is None or node.is_directory or not node.opens:
+        if packed is None or node.is_directory or not node.opens or node.etag == packed.etag:
+            return False
+        known, info = node.info, packed.unpacked()
+        if known is None:
             return False
         value = value_of(info.metadata, METADATA_KEY)
-        same = value is not None and value == value_of(known.metadata, METADATA_KEY)
-        return known.etag != info.etag and not same
+        return value is None or value != value_of(known.metadata, METADATA_KEY)
 
-    def take_up(self, node: Node, info: BlobInfo | None) -> None:
+    def take_up(self, node: Node, packed: PackedInfo | None) -> None:
         """The service just said this of the node, which has nothing unsaved."""
         node.fresh_until = self.fresh_until()
-        if info is None:
+        if packed is None:
             node.info = None  # a directory whose marker is gone keeps what it was shown with
             return
-        if node.info is None or node.info.etag != info.etag:
+        if node.etag != packed.etag or not node.is_stored:
+            info = packed.unpacked()
             mtime, ctime = node.attrs.mtime_ns, node.attrs.ctime_ns
             node.attrs = self.attributes_of(info, node.kind)
-            if node.is_directory and node.info is not None:
+            if node.is_directory and node.is_stored:
                 # Changes of entries count as changes of the directory, and are not stored.
                 node.attrs.mtime_ns = max(mtime, node.attrs.mtime_ns)
                 node.attrs.ctime_ns = max(ctime, node.attrs.ctime_ns)
@@ -226,9 +228,7 @@ class Nodes:
             if not node.opens:
                 node.content = None  # a symlink's, of the version before
             node.plain_size = self._listed_size(node, info)
-        if not isinstance(info.metadata, PackedMetadata):
-            info.metadata = PackedMetadata(info.metadata)
-        node.info = info
+        node.info = packed
 
     def _listed_size(self, node: Node, info: BlobInfo) -> int:
         if node.is_directory:
@@ -273,10 +273,11 @@ class Nodes:
         if node.info is known and not node.is_local:
             if kind_of_blob(info) is not node.kind:
                 raise NotFound(f"{name!r} is of another type by now")
-            if self._is_replaced(node, info):
+            packed = PackedInfo.of(info)
+            if self._is_replaced(node, packed):
                 self.vanish(node)
                 raise ConditionFailed(f"{name!r} was replaced by someone else while it was open")
-            self.take_up(node, info)
+            self.take_up(node, packed)
 
     def rebase(self, node: Node, info: BlobInfo) -> None:
         """Others changed the blob's metadata while this mount has changes that are not stored:

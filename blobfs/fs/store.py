@@ -88,9 +88,10 @@ class Store(Nodes):
 
     def wrote(self, node: Node, info: BlobInfo) -> None:
         """Our own write made this version."""
-        node.info = info
+        entry = Entry.of(node.kind, info)
+        node.info = entry.info
         if node.parent is not None:
-            self.listings.note(node.parent, node.name, Entry(node.kind, info))
+            self.listings.note(node.parent, node.name, entry)
         node.fresh_until = self.fresh_until()
         node.committed_at = trio.current_time()
 

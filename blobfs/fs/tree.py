@@ -82,7 +82,7 @@ class Walk:
                     self._entries[name] = entry
             store.listings.put(directory, Listing(self._entries, self._fresh_until))
         marker = self._scanner.own_marker
-        if marker is not None and directory.info is None and not directory.is_local:
+        if marker is not None and not (directory.is_stored or directory.is_local):
             directory.info = marker
             directory.attrs = store.attributes_of(marker, Kind.DIRECTORY)
         for name in self._scanner.unshowable:
@@ -229,7 +229,7 @@ class Tree:
         kind = Kind.DIRECTORY if below or info is None else kind_of(info.metadata, info.size)
         if info is not None and below and kind_of(info.metadata, info.size) is not kind:
             info = None  # a file shadowed by the directory of its name
-        node = store.show(parent, name, kind, info)
+        node = store.show(parent, name, *Entry.of(kind, info))
         await store.settle_size(node)
         return node
 
@@ -312,7 +312,9 @@ class Tree:
         if self._above_containers(directory):
             return [(name, Entry(Kind.DIRECTORY, None)) for name in sorted(directory.children)]
         stream.local = frozenset(
-            name for name, node in directory.children.items() if node.is_local and node.info is None
+            name
+            for name, node in directory.children.items()
+            if node.is_local and not node.is_stored
         )
         page: list[tuple[str, Entry | None]] = [(name, None) for name in stream.local]
         listing = self._fresh_listing(directory)

@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from blobfs.attributes import POSIX_KEYS, Defaults, Kind, kind_of, read_attributes, write_attributes
-from blobfs.blobs import PackedMetadata
+from blobfs.blobs import BlobInfo, PackedInfo
 from blobfs.envelope import (
     BOX_KEY,
     METADATA_KEY,
@@ -91,7 +91,8 @@ def posix_metadata(data: bytes) -> None:
     text = data[1:].decode("utf-8", "surrogateescape")
     pairs = (line.partition("=") for line in text.split("\n"))
     metadata = {key: value for key, equals, value in pairs if equals and "\0" not in key + value}
-    assert dict(PackedMetadata(metadata)) == metadata
+    info = BlobInfo("", "", 0, 0, metadata=metadata)
+    assert PackedInfo.of(info).unpacked() == info
     kind = kind_of(metadata, blob_size=data[0] % 2 if data else 0)
     attributes = read_attributes(metadata, kind, 1_700_000_000_000_000_000, Defaults())
     assert 0 <= attributes.mode <= 0o7777

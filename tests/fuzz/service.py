@@ -3,7 +3,7 @@
 import re
 from contextlib import suppress
 
-from blobfs.blobs import PackedMetadata
+from blobfs.blobs import PackedInfo
 from blobfs.blobs.documents import (
     parse_error,
     parse_listing,
@@ -26,7 +26,7 @@ def list_xml(data: bytes) -> None:
         page = parse_listing(data)
         assert sum(len(info.name) for info in page.blobs) <= len(data)
         for info in page.blobs:
-            assert dict(PackedMetadata(info.metadata)) == info.metadata
+            assert PackedInfo.of(info).unpacked() == info
             kind_of_blob(info)
         for name in [*(info.name for info in page.blobs), *page.prefixes]:
             assert name
