@@ -132,6 +132,9 @@ def test_within_a_ttl_a_host_sees_the_old_or_the_new_and_then_the_new(
         mounted(azurite, container, tmp_path, "metadata_ttl=0.5s") as one,
         mounted(azurite, container, tmp_path, "metadata_ttl=0.5s", key_file=one.key_file) as other,
     ):
+        # Python asks for the size of what it has just opened. When the ttl ends between the two,
+        # it is told that what it has open was replaced, and reads the old version all the same.
+        other.allow_log(r"ERROR getattr 'file': Stale file handle")
         for turn in range(3):
             old, new = version(str(turn), 5000 + turn), version(str(turn + 1), 5001 + turn)
             (one.path / "file").write_bytes(old)
