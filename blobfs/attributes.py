@@ -8,6 +8,7 @@ service does; the case that a blob has is kept.
 """
 
 import enum
+import functools
 import re
 import stat
 from collections.abc import Mapping
@@ -137,6 +138,8 @@ def kind_of(metadata: Mapping[str, str], blob_size: int) -> Kind:
     return Kind.FILE
 
 
+# Owner, group and mode are those of many files, which share the numbers: 32 bytes each.
+@functools.lru_cache(maxsize=4096)
 def _integer(text: str | None, valid: range, base: int = 10) -> int | None:
     if text is None or len(text) > 20 or not re.fullmatch(r"-?[0-9]+", text):
         return None
@@ -152,7 +155,12 @@ def _permissions(metadata: Mapping[str, str]) -> int | None:
     if text is None:
         return None
     octal = _is_amlfs(metadata) or (len(text) > 1 and text.startswith("0"))
-    value = _integer(text, range(2**32), 8 if octal else 10)
+    return _mode(text, 8 if octal else 10)
+
+
+@functools.lru_cache(maxsize=4096)
+def _mode(text: str, base: int) -> int | None:
+    value = _integer(text, range(2**32), base)
     return None if value is None else stat.S_IMODE(value)
 
 

@@ -206,7 +206,7 @@ class Operations(pyfuse3.Operations):
         entry.st_atime_ns = attrs.atime_ns
         entry.st_mtime_ns = attrs.mtime_ns
         entry.st_ctime_ns = attrs.ctime_ns
-        node.told_etag = node.etag
+        node.is_told = True
         return entry
 
     def _looked_up(self, node: Node) -> pyfuse3.EntryAttributes:
@@ -393,7 +393,7 @@ class Operations(pyfuse3.Operations):
         except NotFound as exc:
             # It was there when its name was looked up: O_CREAT makes it anew, after another look.
             raise ConditionFailed(f"{node.path!r} was deleted by someone else") from exc
-        if not keep and node.is_stored and node.told_etag != node.etag:
+        if not keep and node.is_stored and not node.is_told:
             if flags & os.O_APPEND and not flags & os.O_TRUNC:
                 # It would append at the end of the version that it knows: it is to look again.
                 await self._fs.files.release(number)

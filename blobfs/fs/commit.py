@@ -138,8 +138,7 @@ async def _store_upload(store: Store, node: Node, draft: Draft, upload: Upload) 
 
 
 def _committed(store: Store, node: Node, draft: Draft, info: BlobInfo) -> None:
-    before = "" if node.info is None else node.info.etag
-    cached, told = node.page_cache_etag == before, node.told_etag == before
+    cached, told = node.page_cache_etag == node.etag, node.is_told
     store.wrote(node, info)
     node.attempts.clear()
     node.commits += 1
@@ -147,8 +146,7 @@ def _committed(store: Store, node: Node, draft: Draft, info: BlobInfo) -> None:
     node.plain_size = draft.size
     # Of what the kernel's cache was right about it saw every change pass.
     node.page_cache_etag = info.etag if cached else ""
-    if told:
-        node.told_etag = info.etag  # the size is the one that it has reached by its writes
+    node.is_told = told  # the size is the one that it has reached by its writes
     draft.committed(KEEP_PAGES)
 
 

@@ -164,11 +164,11 @@ class Store(Nodes):
         info.etag, info.last_modified_ns = version
         if node.page_cache_etag == node.info.etag:
             node.page_cache_etag = info.etag
-        if node.told_etag == node.info.etag:
-            node.told_etag = info.etag
         if node.content is not None:
             node.content.info = info
+        told = node.is_told
         self.wrote(node, info)
+        node.is_told = told
 
     async def _rebase(self, node: Node) -> None:
         """Someone else changed the blob: put our change on top, if the content is the same."""

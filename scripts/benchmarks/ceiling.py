@@ -6,6 +6,7 @@ The token is not looked at.
 
 import base64
 import email.utils
+import hashlib
 import os
 import secrets
 import socket
@@ -20,6 +21,7 @@ from xml.sax.saxutils import escape
 
 from azure.storage.blob import generate_container_sas
 
+from blobfs.attributes import Attributes, Kind, write_attributes
 from blobfs.envelope import METADATA_KEY, SEAL_KEY, BodyWriter, KeySet, Protocol, load_key_set
 from blobfs.options import MountOptions
 from scripts.benchmarks import machine
@@ -84,9 +86,15 @@ _LISTING = """<?xml version="1.0" encoding="utf-8"?>
 <EnumerationResults ContainerName="ceiling"><Blobs>{blobs}</Blobs><NextMarker>{next}</NextMarker>
 </EnumerationResults>"""
 
+# What Azure says of a block blob.
 _BLOB = (
-    "<Blob><Name>{name}</Name><Properties><Last-Modified>{time}</Last-Modified><Etag>{etag}</Etag>"
-    "<Content-Length>{size}</Content-Length><BlobType>BlockBlob</BlobType></Properties>"
+    "<Blob><Name>{name}</Name><Properties><Creation-Time>{time}</Creation-Time>"
+    "<Last-Modified>{time}</Last-Modified><Etag>{etag}</Etag><Content-Length>{size}</Content-Length>"
+    "<Content-Type>application/octet-stream</Content-Type><Content-Encoding /><Content-Language />"
+    "<Content-CRC64 /><Content-MD5>{md5}</Content-MD5><Cache-Control /><Content-Disposition />"
+    "<BlobType>BlockBlob</BlobType><AccessTier>Hot</AccessTier>"
+    "<AccessTierInferred>true</AccessTierInferred><LeaseStatus>unlocked</LeaseStatus>"
+    "<LeaseState>available</LeaseState><ServerEncrypted>true</ServerEncrypted></Properties>"
     "<Metadata>{metadata}</Metadata></Blob>"
 )
 
@@ -172,15 +180,10 @@ class Ceilings:
         self._write_page(folder.name, "", blob, "")
 
     def _make_listing(self, count: int) -> None:
-        writer = BodyWriter(Protocol.V2_1, self._region)
-        size = len(writer.encrypt(b"x" * 1000, final=True))
-        metadata = {
-            METADATA_KEY: writer.encryption_data(self._keys.wrap(writer.cek_payload)).serialize(),
-            SEAL_KEY: writer.seal("file"),
-        }
+        """Of files that are alike and not the same: each has its own key, seal, ETag and time."""
         for first in range(0, count, PAGE):
             numbers = range(first, min(first + PAGE, count))
-            blobs = "".join(self._blob(f"file{n:07}", f"0x{n:X}", size, metadata) for n in numbers)
+            blobs = "".join(self._small_blob(n) for n in numbers)
             following = first + PAGE
             self._write_page(
                 "listed",
@@ -189,8 +192,28 @@ class Ceilings:
                 str(following) if following < count else "",
             )
 
-    def _blob(self, name: str, etag: str, size: int, metadata: dict[str, str]) -> str:
+    def _small_blob(self, number: int) -> str:
+        writer = BodyWriter(Protocol.V2_1, self._region)
+        body = writer.encrypt(b"x" * 1000, final=True)
+        written = 1_790_000_000_000_000_000 + number * 1_234_567
+        attributes = Attributes(Kind.FILE, 0o644, 1000, 1000, written, written, written)
+        metadata = write_attributes(
+            {
+                METADATA_KEY: writer.encryption_data(
+                    self._keys.wrap(writer.cek_payload)
+                ).serialize(),
+                SEAL_KEY: writer.seal("file"),
+            },
+            attributes,
+        )
+        md5 = base64.b64encode(hashlib.md5(body).digest()).decode()
+        return self._blob(f"file{number:07}", f"0x8DE{number:012X}", len(body), metadata, md5)
+
+    def _blob(
+        self, name: str, etag: str, size: int, metadata: dict[str, str], md5: str = ""
+    ) -> str:
         return _BLOB.format(
+            md5=md5,
             name=name,
             etag=etag,
             size=size,
