@@ -1,6 +1,7 @@
 """Client of the Azure Blob REST API, authorised by a container SAS: httpx on trio.
 
     container   one container: what can be asked of it, and whose write it was in doubt
+    checksum    the digest that the service compares a body with
     checks      whether an answer, and a blob, is the one that it should be
     client      one request: connection limits, timeouts, retries, counting
     transport   connections of our own, for bodies of megabytes
