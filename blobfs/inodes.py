@@ -243,7 +243,7 @@ class Inodes:
         # between: git takes another inode number for another file and reads it again.
         path = join([*reversed([node.name for node in parent.ancestry()]), name])
         digest = hashlib.blake2b(path.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        number = int.from_bytes(digest, "big") >> 1
+        number = int.from_bytes(digest, "big") >> 4  # 60 bits: one more takes 16 bytes more
         while number <= ROOT_INO or number in self._nodes:
             number += 1
         return number
