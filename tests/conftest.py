@@ -1,5 +1,6 @@
 import inspect
 import itertools
+import logging
 import os
 from collections.abc import Iterator
 
@@ -47,6 +48,21 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
     """Run coroutine tests under trio; a test that asks for `autojump_clock` gets that clock."""
     if inspect.iscoroutinefunction(pyfuncitem.obj):
         pyfuncitem.obj = trio_test(pyfuncitem.obj)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """What a test sets up, by a command in this process say, is not there for the next."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in root.handlers[:]:
+        if handler not in handlers:
+            root.removeHandler(handler)
+            handler.close()
+    for handler in handlers:
+        root.addHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.fixture
