@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from scripts.benchmarks.results import Result, by_workload, ratio
 
@@ -47,8 +48,9 @@ def draw(machine: dict[str, str], results: Sequence[Result], paths: Sequence[Pat
     axes.set_yticks([i + 0.4 - height / 2 for i in range(len(names))], list(titles.values()))
     axes.invert_yaxis()
     axes.margins(x=0.15)
-    for formatted in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        formatted(lambda value, _: f"{value:g}x")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     axes.set_xlabel("times faster than rclone (on the ceiling: than curl); right of 1 is faster")
     axes.set_title(f"blobfs, {machine['cpu']}, {machine['date']}", fontsize=9)
     axes.legend(fontsize=8)
