@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 BLOCK_SIZE = 4096
 _CAPACITY = 2**50  # bytes that statfs claims: a container has no limit, tools want a number
 _SLOWEST_UPLOAD = 1024 * 1024  # bytes a second that a flush is given time for
-_ANSWERS = frozenset({errno.ENOENT, errno.ENODATA})  # what was asked for is not there: no failure
 
 _BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})
 _BY_STREAM = frozenset({"readdir", "releasedir", "fsyncdir"})
@@ -63,7 +62,7 @@ def _handler(
     def wrap(
         operation: Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]],
     ) -> Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]]:
-        name = operation.__name__
+        name = operation.__name__.lstrip("_")
 
         async def run(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
             seconds = deadline(self, *args)
@@ -76,7 +75,7 @@ def _handler(
                 code = self._failed(name, args, root_cause(exc))
             finally:
                 self.latency[name].observe(perf_counter() - began)
-            if code not in _ANSWERS:
+            if not _is_answer(name, code):
                 self.failures[name, code] += 1
             raise FUSEError(code)  # outside of the except: no chained traceback
 
@@ -84,6 +83,13 @@ def _handler(
         return run
 
     return wrap
+
+
+def _is_answer(operation: str, code: int) -> bool:
+    """Whether this is no failure: what was asked for is not there, or never, as the ACLs that
+    `ls -l` asks for."""
+    never = operation == "getxattr" and code == errno.EOPNOTSUPP
+    return never or code in (errno.ENOENT, errno.ENODATA)
 
 
 def _short(self: "Operations", *args: object) -> float:
