@@ -11,7 +11,7 @@
     failures    (status, x-ms-error-code) → exception, and what the message says
     operations  the operations used and the SAS permission each needs
     model       what the service says about a blob
-    packed      metadata as it is kept for blobs that nobody works on
+    packed      what was said of a blob, as it is kept while nobody works on it
     wire        names, metadata, headers and tags as they go over the wire
     documents   the service's XML documents
 

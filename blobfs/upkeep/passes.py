@@ -1,7 +1,8 @@
 """One pass over all blobs of a session's places: listed page by page, worked on in parallel.
 
 Memory is bounded by two pages of the listing, however many blobs there are. The first SIGINT or
-SIGTERM makes the pass count what is left instead of changing more, the second ends it.
+SIGTERM makes the pass count what is left instead of changing more, the second ends it, at the
+latest when what has been asked to replace a blob is answered or out of time.
 """
 
 import signal
