@@ -9,6 +9,7 @@ out: `Client` uses httpx's own transport behind a proxy.
 
 import math
 import os
+import re
 import ssl
 from collections.abc import Callable, Sequence
 from typing import Self
@@ -20,6 +21,8 @@ _HEAD_LIMIT = 64 * 1024
 _READ = 64 * 1024
 _MOST_PIECES = 1024  # of one writev: IOV_MAX
 _CHUNKED_LIMIT = 64 * 1024 * 1024  # bodies of unknown length are listings and errors
+# In a header, by RFC 9110, 5.5; and NUL is what `packed` puts between the texts of a blob.
+_DANGEROUS = re.compile(rb"[\0\r\n]")
 
 Origin = tuple[str, str, int]
 
@@ -299,7 +302,7 @@ def _parse_head(head: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
     headers = []
     for line in lines:
         name, colon, value = line.partition(b":")
-        if not colon or not name or name != name.strip():
+        if not colon or not name or name != name.strip() or _DANGEROUS.search(line):
             raise httpx.RemoteProtocolError("a malformed header")
         headers.append((name, value.strip()))
     return int(status), headers
