@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.mounts import ROOT
+from tests.mounts import ROOT, let_users_mount
 
 START_LIMIT_S = 60
 COMMAND_LIMIT_S = 60
@@ -149,6 +149,7 @@ class Machine:
     def start(self) -> None:
         self._cgroups = dict(_new_cgroups()) if self._systemd else {}
         self.console.touch()
+        let_users_mount()
         cgroups = " ".join(f"[{name}]={path}" for name, path in self._cgroups.items())
         script = f"CONSOLE={self.console}\nSTATE={self._state}\nTEST={self._test}\n"
         if self._root is None:

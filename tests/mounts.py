@@ -48,6 +48,11 @@ class MountFailed(Exception):
         self.stderr = stderr
 
 
+def let_users_mount() -> None:
+    """What udev does where it runs."""
+    os.chmod("/dev/fuse", 0o666)
+
+
 def fstypes_at(path: Path) -> list[str]:
     """The file system types mounted on `path`, lowest first."""
     types = []
@@ -165,7 +170,7 @@ class Mount:
         Not for a worker thread: the daemon is told to leave when the thread that started it ends.
         """
         if self.user is not None:
-            os.chmod("/dev/fuse", 0o666)  # what udev does where it runs
+            let_users_mount()
         with self.stderr_path.open("ab") as stderr:
             self._process = subprocess.Popen(
                 [*as_user(self.user), *_DIE_WITH_US, *self.prefix, *self.argv()],
