@@ -1,6 +1,7 @@
 """Decrypted content in memory, within a bound: what was used longest ago goes first."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import cast
 
 from cachetools import LRUCache
 
@@ -10,8 +11,46 @@ _PER_UNIT = 192
 files that is most of it (measured with CPython 3.11: 1,050 and 180)."""
 
 
+class Buffers:
+    """Memory for large blocks, which is used again: the system zeroes what is fresh, and filling
+    that takes half as long as decrypting into it."""
+
+    def __init__(self, size: int, spare: int) -> None:
+        """Of `size` bytes each; at most `spare` are kept that nobody uses."""
+        self._size = size
+        self._spare = spare
+        self._given: list[bytearray] = []
+
+    def take(self, size: int) -> bytearray:
+        """At least `size` bytes, whatever is in them."""
+        if not self._size // 2 < size <= self._size:
+            return bytearray(size)
+        for index, buffer in enumerate(self._given):
+            if _is_unshared(buffer):
+                del self._given[index]
+                return buffer
+        return bytearray(self._size)
+
+    def give(self, buffer: bytearray) -> None:
+        """It may still be read from: it is taken again when no memoryview of it is left."""
+        if len(buffer) == self._size and len(self._given) < self._spare:
+            self._given.append(buffer)
+
+
+def _is_unshared(buffer: bytearray) -> bool:
+    """Python refuses to resize what there is a memoryview of."""
+    try:
+        buffer.append(buffer.pop())
+    except BufferError:
+        return False
+    return True
+
+
 class Block:
-    """The plaintext of the units first..last of one content, in one piece."""
+    """The plaintext of the units first..last of one content, in one piece.
+
+    `plain` is a view of a bytearray, which may be longer.
+    """
 
     __slots__ = ("first", "last", "plain")
 
@@ -21,16 +60,25 @@ class Block:
         self.plain = plain
 
     @property
+    def buffer(self) -> bytearray:
+        return cast(bytearray, self.plain.obj)
+
+    @property
     def cost(self) -> int:
         """Bytes of memory that it takes in the cache."""
-        return len(self.plain) + _PER_BLOCK + (self.last + 1 - self.first) * _PER_UNIT
+        return len(self.buffer) + _PER_BLOCK + (self.last + 1 - self.first) * _PER_UNIT
 
 
 class BlockCache:
-    """Blocks by content and unit, which take at most `size` bytes of memory."""
+    """Blocks by content and unit, which take at most `size` bytes of memory.
 
-    def __init__(self, size: int) -> None:
-        self._lru = _Blocks(size)
+    `on_drop` gets the buffer of each block that goes.
+    """
+
+    def __init__(
+        self, size: int, on_drop: Callable[[bytearray], object] = lambda buffer: None
+    ) -> None:
+        self._lru = _Blocks(size, on_drop)
 
     @property
     def bytes_held(self) -> int:
@@ -59,8 +107,9 @@ class BlockCache:
 class _Blocks(LRUCache[tuple[Hashable, int], Block]):
     """Blocks by content and first unit, with an index of all units that is kept in step."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, on_drop: Callable[[bytearray], object]) -> None:
         super().__init__(size, getsizeof=lambda block: block.cost)
+        self._on_drop = on_drop
         self.by_unit: dict[tuple[Hashable, int], Block] = {}
 
     def __delitem__(self, key: tuple[Hashable, int]) -> None:
@@ -69,3 +118,4 @@ class _Blocks(LRUCache[tuple[Hashable, int], Block]):
         for unit in range(block.first, block.last + 1):
             if self.by_unit.get((key[0], unit)) is block:
                 del self.by_unit[key[0], unit]
+        self._on_drop(block.buffer)

@@ -4,22 +4,25 @@
 - One open file sees one version: every request carries the ETag, and a change is ConditionFailed,
   unless the new version has the same CEK. A CEK encrypts one plaintext, ever, so then only
   metadata changed (a chmod by another host, a re-wrapped key).
-- Sequential readers get requests ahead of them, in a window that doubles up to `readahead`;
-  random readers get just the units that they touch.
+- Sequential readers get requests ahead of them, in a window that grows up to `readahead`; random
+  readers get just the units that they touch.
+- What has come of a request is served while the rest is on its way.
 
 Requests run in the mount's nursery under their own deadline, so that a reader that gives up
 neither wastes nor delays what others wait for.
 """
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
+from weakref import WeakSet
 
 import trio
 from cachetools import LRUCache
 
 from blobfs.attributes import Kind, value_of
 from blobfs.blobs import BlobInfo, Container
-from blobfs.cache import Block, BlockCache
+from blobfs.cache import Block, BlockCache, Buffers
 from blobfs.envelope import (
     METADATA_KEY,
     SEAL_KEY,
@@ -33,6 +36,7 @@ from blobfs.envelope import (
     sealed_size,
 )
 from blobfs.errors import (
+    BlobfsError,
     ConditionFailed,
     Corrupt,
     NotEncrypted,
@@ -40,6 +44,7 @@ from blobfs.errors import (
     ProtocolRefused,
     Unavailable,
 )
+from blobfs.flight import PIECE, Flight
 from blobfs.keyring import Keyring
 from blobfs.room import Room
 
@@ -49,16 +54,29 @@ FIRST_WINDOW = 1024 * 1024
 FIRST_OF_LARGE = 128 * 1024
 """The same for larger files, of which often no more is read than tells what they are."""
 
-REQUEST_SIZE = 4 * 1024 * 1024
-"""Bytes of plaintext that one read-ahead request covers."""
+AHEAD = 4
+"""Times the bytes read in order that are fetched ahead: more saves round trips at the beginning of
+a large file, and fetches more in vain of one of which only the beginning is read."""
 
-UNDER_WAY = 16 * REQUEST_SIZE
-"""Bytes of memory for what is being fetched, of all files, as stored and decrypted."""
+REORDERED = 4 * 1024 * 1024
+"""Bytes by which reads that the kernel sends at once may come out of order."""
+
+SEQUENTIAL = 1024 * 1024
+"""Bytes read in order, and in the last SEQUENTIAL_TIME seconds, that make a reader one of those who
+share the memory for what is fetched ahead."""
+
+SEQUENTIAL_TIME = 1.0
+
+REQUEST_SIZE = 8 * 1024 * 1024
+"""Bytes of plaintext that one read-ahead request covers at most."""
+
+UNDER_WAY = 8 * REQUEST_SIZE
+"""Bytes of memory for what is being fetched, of all files."""
 
 _SPARE_BUFFERS = 4
-"""Buffers for ciphertext that are kept: memory that is fresh costs more than decrypting into it."""
+"""Buffers that are kept for what comes next: memory that is fresh costs more than decrypting."""
 
-_LARGEST_SPARE = 2 * REQUEST_SIZE
+_LARGEST_SPARE = 2 * PIECE
 """Bytes: a region may be of 1 GiB, and what it took is not to be kept for the life of the mount."""
 
 Buffer = bytes | bytearray | memoryview
@@ -73,7 +91,7 @@ class ReadPolicy:
     require_seal: bool = False
     min_protocol: Protocol = Protocol.V1_0
     cache_size: int = 64 * 1024 * 1024
-    readahead: int = 16 * 1024 * 1024
+    readahead: int = 32 * 1024 * 1024
     timeout: float = 60.0
 
 
@@ -89,8 +107,12 @@ class PlainBody:
     def blob_range(self, first: int, last: int) -> tuple[int, int]:
         return first * self.unit, min((last + 1) * self.unit, self.blob_size)
 
-    def decrypt(self, first: int, ciphertext: bytes | bytearray | memoryview) -> memoryview:
+    def decrypt(self, first: int, ciphertext: Buffer) -> memoryview:
         return memoryview(bytes(ciphertext))
+
+    def decrypt_into(self, first: int, ciphertext: Buffer, into: memoryview) -> int:
+        into[: len(ciphertext)] = ciphertext
+        return len(ciphertext)
 
 
 class Content:
@@ -114,40 +136,32 @@ class Content:
         self.flights: dict[int, Flight] = {}
 
 
-@dataclass(slots=True, eq=False)
-class Flight:
-    """A request under way for units first..last."""
-
-    first: int
-    last: int
-    done: trio.Event = field(default_factory=trio.Event)
-    block: Block | None = None
-    error: Exception | None = None
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Reach:
-    """How far one handle has read, and how far ahead it may fetch."""
+    """How far one handle has read, and how far ahead it has fetched."""
 
     next_offset: int = 0
-    window: int = 0
+    run: int = 0  # bytes read in order
     asked: int = 0  # the unit up to which requests were sent
+    read_at: float = 0.0
 
 
 class Reader:
     """All reading of one mount. `nursery` runs the requests and must outlive the last read.
 
-    `hits` counts blocks that were in memory, `misses` those for which a reader had to wait.
+    `hits` counts pieces that were in memory, `misses` those for which a reader had to wait.
     """
 
     def __init__(self, keyring: Keyring, policy: ReadPolicy, nursery: trio.Nursery) -> None:
         self._keyring = keyring
         self._policy = policy
         self._nursery = nursery
-        self._cache = BlockCache(policy.cache_size)
+        self._buffers = Buffers(REQUEST_SIZE, _SPARE_BUFFERS)
+        self._cache = BlockCache(policy.cache_size, self._buffers.give)
         self._spare: list[bytearray] = []
         self._sizes: LRUCache[tuple[str, str], int] = LRUCache(100_000)
         self._room = Room(UNDER_WAY)
+        self._sequential: WeakSet[Reach] = WeakSet()
         self.on_protocol_1: Callable[[str], None] = lambda name: None
         self.hits = 0
         self.misses = 0
@@ -230,13 +244,10 @@ class Reader:
         if offset >= end:
             return b""
         unit = content.body.unit
-        last = (end - 1) // unit
         self._request(content, offset // unit, self._look_ahead(content, reach, offset, end))
         pieces = []
         while offset < end:
-            block = await self._block(content, offset // unit, last)
-            start = block.first * unit
-            piece = block.plain[offset - start : end - start]
+            piece = await self._piece(content, offset, end)
             assert piece, "a block holds the units that it was made for"
             pieces.append(piece)
             offset += len(piece)
@@ -247,25 +258,39 @@ class Reader:
         if content.size:
             self._request(content, 0, (content.size - 1) // content.body.unit)
         for flight in set(content.flights.values()):
-            await flight.done.wait()
+            with suppress(BlobfsError):
+                await flight.reach(flight.size)
 
     def _look_ahead(self, content: Content, reach: Reach, offset: int, end: int) -> int:
         """The unit up to which this reader is to be served now: what it asked for, and when it
         reads on from where it was, enough at a time ahead of it to make few requests."""
-        limit = self._policy.readahead
         if offset == reach.next_offset:
-            least = FIRST_WINDOW if reach.window or content.size <= FIRST_WINDOW else FIRST_OF_LARGE
-            reach.window = min(max(least, reach.window * 2), limit)
-        elif abs(offset - reach.next_offset) > limit:
-            reach.window = reach.asked = 0
-        reach.next_offset = end
+            reach.run += end - offset
+        elif abs(offset - reach.next_offset) > REORDERED:
+            reach.run = reach.asked = 0
+        reach.next_offset, reach.read_at = end, trio.current_time()
         unit = content.body.unit
         last = (end - 1) // unit
-        if reach.asked * unit >= end + reach.window // 2 or reach.asked * unit >= content.size:
+        asked = max(reach.asked * unit, end)
+        least = FIRST_WINDOW if content.size <= FIRST_WINDOW else FIRST_OF_LARGE
+        window = min(max(AHEAD * reach.run, least if reach.run else 0), self._share(reach))
+        size = min(end + window, content.size) - asked
+        is_rest = 0 < size == content.size - asked
+        if size < max(1, min(window // 2, REQUEST_SIZE)) and not is_rest:
             return last
-        ahead = min(end + reach.window, content.size)
-        reach.asked = max(last + 1, -(-ahead // unit))
+        if size > REQUEST_SIZE:
+            size -= size % REQUEST_SIZE
+        reach.asked = max(last + 1, -(-(asked + size) // unit))
         return reach.asked - 1
+
+    def _share(self, reach: Reach) -> int:
+        """Bytes that this reader may fetch ahead, so that it is still in the cache when it is read:
+        of half of that, since what has been read goes later than what came before it."""
+        if reach.run >= SEQUENTIAL:
+            self._sequential.add(reach)
+        since = reach.read_at - SEQUENTIAL_TIME
+        readers = sum(other.read_at > since for other in self._sequential)
+        return min(self._policy.readahead, self._policy.cache_size // 2 // max(1, readers))
 
     def _request(self, content: Content, first: int, last: int) -> None:
         """Start requests for the units first..last that are neither cached nor under way."""
@@ -284,72 +309,80 @@ class Reader:
                 start = index if missing else None
 
     def _launch(self, content: Content, first: int, last: int) -> None:
-        flight = Flight(first, last)
+        flight = Flight(content.body, first, last)
         for index in range(first, last + 1):
             content.flights[index] = flight
         self._nursery.start_soon(self._fly, content, flight)
 
     async def _fly(self, content: Content, flight: Flight) -> None:
+        error: Exception | None = None
         try:
-            with trio.fail_after(self._policy.timeout):
-                start, stop = content.body.blob_range(flight.first, flight.last)
-                async with self._room.taken(2 * (stop - start)):  # as stored, and decrypted
-                    plain = await self._fetch(content, flight.first, flight.last)
-            flight.block = Block(flight.first, flight.last, plain)
-            self._cache.put(content.identity, flight.block)
-        except trio.TooSlowError:
-            flight.error = Unavailable(
-                f"{content.info.name!r}: no content within {self._policy.timeout:g} s"
-            )
+            with trio.move_on_after(self._policy.timeout) as scope:
+                async with self._room.taken(flight.size + flight.piece_size):
+                    await self._fill(content, flight, scope)
+            if scope.cancelled_caught:
+                error = Unavailable(
+                    f"{content.info.name!r}: no content within {self._policy.timeout:g} s"
+                )
+            else:
+                block = Block(flight.first, flight.last, flight.plain.toreadonly())
+                self._cache.put(content.identity, block)
         except Exception as exc:  # handed to those who wait for it, never to the nursery
-            flight.error = exc
+            error = exc
         finally:
             for index in range(flight.first, flight.last + 1):
                 content.flights.pop(index, None)
-            flight.done.set()
+            flight.end(error)
 
-    async def _block(self, content: Content, unit: int, last: int) -> Block:
-        """The block that has the unit: from the cache, or from a request under way or new, which
-        then asks for all up to `last`."""
-        flight = content.flights.get(unit)
+    async def _piece(self, content: Content, offset: int, end: int) -> memoryview:
+        """Plaintext from `offset` on, up to `end` at most: of a block in the cache, or of a request
+        under way or new, which then asks for all of it."""
+        unit = content.body.unit
+        index = offset // unit
+        flight = content.flights.get(index)
         if flight is None:
-            block = self._cache.get(content.identity, unit)
+            block = self._cache.get(content.identity, index)
             if block is not None:
                 self.hits += 1
-                return block
-            self._request(content, unit, last)
-            flight = content.flights[unit]
-        self.misses += 1
-        await flight.done.wait()
-        if flight.error is not None:
-            raise flight.error
-        if flight.block is None:
+                return block.plain[offset - block.first * unit : end - block.first * unit]
+            self._request(content, index, (end - 1) // unit)
+            flight = content.flights[index]
+        start = flight.first * unit
+        stop = min(end - start, flight.size)
+        if flight.landed >= stop:
+            self.hits += 1
+        else:
+            self.misses += 1
+        if not await flight.reach(stop):
             raise ConditionFailed(f"{content.info.name!r}: the mount is closing")
-        return flight.block
+        return flight.plain[offset - start : stop].toreadonly()
 
-    async def _fetch(self, content: Content, first: int, last: int) -> memoryview:
-        start, stop = content.body.blob_range(first, last)
+    async def _fill(self, content: Content, flight: Flight, scope: trio.CancelScope) -> None:
+        def extend_deadline() -> None:
+            scope.deadline = trio.current_time() + self._policy.timeout
+
         buffer = self._spare.pop() if self._spare else bytearray()
-        if len(buffer) < stop - start:
-            buffer = bytearray(stop - start)
+        if len(buffer) < flight.piece_size:
+            buffer = bytearray(flight.piece_size)
+        plain = self._buffers.take(flight.size)
+        flight.board(memoryview(plain)[: flight.size], memoryview(buffer), extend_deadline)
         try:
-            data = await self._get(content, start, stop, memoryview(buffer))
-            return content.body.decrypt(first, data)
+            await self._get(content, flight)
+            flight.check_whole()
         except Corrupt as exc:
             raise type(exc)(f"{content.info.name!r}: {exc}") from exc
         finally:
             if len(self._spare) < _SPARE_BUFFERS and len(buffer) <= _LARGEST_SPARE:
                 self._spare.append(buffer)
 
-    async def _get(self, content: Content, start: int, stop: int, into: memoryview) -> Buffer:
+    async def _get(self, content: Content, flight: Flight) -> None:
         container, name = content.locate()
         try:
-            _, data = await container.get(name, start, stop, if_match=content.info.etag, into=into)
+            await container.pour(name, flight, if_match=content.info.etag)
         except (ConditionFailed, NotFound):
             await self._follow(content)
             container, name = content.locate()
-            _, data = await container.get(name, start, stop, if_match=content.info.etag, into=into)
-        return data
+            await container.pour(name, flight, if_match=content.info.etag)
 
     async def _follow(self, content: Content) -> None:
         """Take up the blob's present ETag if only its metadata changed, or its name.

@@ -61,6 +61,53 @@ async def test_a_body_of_known_length_arrives_whole(size: int) -> None:
         assert (await http.get(url)).content == body[:size]
 
 
+class Sink:
+    """Takes what comes in pieces of 1,000 bytes."""
+
+    def __init__(self, size: int) -> None:
+        self.start, self.stop = 0, size
+        self.body = bytearray(size)
+
+    def begin(self) -> None:
+        pass
+
+    def room(self) -> memoryview:
+        return memoryview(self.body)[self.start : min(self.stop, self.start // 1000 * 1000 + 1000)]
+
+    def filled(self, count: int) -> None:
+        self.start += count
+        if self.start == 4000:
+            raise OverflowError("enough")
+
+
+@pytest.mark.parametrize("size", [0, 1, 999, 1000, 3999])
+async def test_a_sink_is_filled_as_the_bytes_come(size: int) -> None:
+    body, sink = bytes(n % 251 for n in range(size)), Sink(size)
+    async with server([whole(body), whole(b"next")]) as (url, heads), client() as http:
+        request = httpx.Request("GET", url, extensions={"sink": sink})
+        assert (await http.send(request)).content == b""
+        assert sink.body == body
+        assert (await http.get(url)).content == b"next"
+        assert len(heads) == 2
+
+
+async def test_a_connection_that_a_sink_did_not_empty_is_not_used_again() -> None:
+    body = bytes(9000)
+    async with server([whole(body)], [whole(b"next")]) as (url, _), client() as http:
+        with pytest.raises(OverflowError):
+            await http.send(httpx.Request("GET", url, extensions={"sink": Sink(9000)}))
+        assert (await http.get(url)).content == b"next"
+
+
+async def test_a_sink_is_told_when_the_body_is_cut() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 3000\r\n\r\n" + bytes(2500)
+    sink = Sink(3000)
+    async with server([answer]) as (url, _), client() as http:
+        with pytest.raises(httpx.RemoteProtocolError, match="2500 bytes of a body of 3000"):
+            await http.send(httpx.Request("GET", url, extensions={"sink": sink}))
+    assert sink.start == 2500
+
+
 async def test_a_chunked_body_is_put_together() -> None:
     answer = (
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -4,7 +4,7 @@ import tracemalloc
 
 import pytest
 
-from blobfs.cache import Block, BlockCache
+from blobfs.cache import Block, BlockCache, Buffers
 
 MIB = 1024 * 1024
 
@@ -63,3 +63,42 @@ def test_a_block_that_is_larger_than_all_room_leaves_the_others_alone() -> None:
     cache.put("b", block(0, 1, 20_000))
     assert ("a", 0) in cache
     assert ("b", 0) not in cache
+
+
+def test_memory_is_used_again_when_nobody_reads_from_it_any_more() -> None:
+    buffers = Buffers(1000, spare=2)
+    first = buffers.take(900)
+    view = memoryview(first)[10:20]
+    buffers.give(first)
+    assert buffers.take(900) is not first, "somebody may be reading from it"
+    view.release()
+    assert buffers.take(900) is first
+    assert buffers.take(900) is not first
+
+
+def test_memory_of_another_size_and_more_than_is_to_be_kept_is_let_go() -> None:
+    buffers = Buffers(1000, spare=1)
+    assert [len(buffers.take(size)) for size in (10, 500, 501, 1000, 1001)] == [
+        *(10, 500, 1000, 1000, 1001)
+    ]
+    one, other, small = buffers.take(1000), buffers.take(1000), buffers.take(10)
+    for buffer in (small, one, other):
+        buffers.give(buffer)
+    assert buffers.take(1000) is one
+    assert buffers.take(1000) is not other
+
+
+def test_a_block_costs_all_of_the_memory_that_it_holds_on_to() -> None:
+    plain = memoryview(bytearray(1000))[:600].toreadonly()
+    assert Block(0, 0, plain).cost == block(0, 1, 1000).cost
+
+
+def test_who_wants_the_memory_of_what_goes_is_given_it() -> None:
+    dropped: list[bytearray] = []
+    cache = BlockCache(20_000, dropped.append)
+    first = block(0, 1, 8000)
+    cache.put("a", first)
+    cache.put("b", block(0, 1, 8000))
+    assert not dropped
+    cache.put("c", block(0, 1, 8000))
+    assert [id(buffer) for buffer in dropped] == [id(first.buffer)]

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import blobfs
-from blobfs.blobs.client import Answer, Request
+from blobfs.blobs.messages import Answer, Request
 from blobfs.blobs.operations import GET_BLOB
 from blobfs.sas import parse
 from tests.azurite import Azurite

@@ -20,7 +20,7 @@ LAYERS: tuple[set[str], ...] = (
     {"errors", "cache", "metrics", "address", "journal", "mountinfo", "notify"},
     {"sas", "control"},
     {"names", "spool", "room", "envelope", "blobs"},
-    {"staged", "ending", "remounting", "service"},
+    {"staged", "flight", "ending", "remounting", "service"},
     {"source", "attributes", "providers", "draft", "logs", "hardening", "probing", "values"},
     {"keyring"},
     {"access", "xattrs", "reader", "writer"},

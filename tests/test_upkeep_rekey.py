@@ -493,7 +493,8 @@ def test_killed_ten_times_and_run_again_every_file_is_whole_and_under_the_new_ke
     azurite: Azurite, container: str, tmp_path: Path
 ) -> None:
     rng = random.Random("rekey, killed")
-    upload_many(azurite, container, OLD, 150)
+    count = 400  # more than ten runs change before they are killed
+    upload_many(azurite, container, OLD, count)
     upkeep = Upkeep(azurite, container, tmp_path, NEW, OLD, options="connections=2")
     for _ in range(10):
         assert upkeep.killed_at(azurite, rng.randint(1, 10), "rekey")
@@ -501,7 +502,7 @@ def test_killed_ten_times_and_run_again_every_file_is_whole_and_under_the_new_ke
     upkeep.run("rekey")
     assert set(key_ids(azurite, container).values()) == {"local:new"}
     sdk = encrypting(azurite, container, NEW)
-    assert all(download(sdk, f"{number:03}") == content(100) for number in range(150))
+    assert all(download(sdk, f"{number:03}") == content(100) for number in range(count))
 
 
 def test_told_to_stop_it_counts_what_is_left_and_ends(

@@ -3,7 +3,8 @@
     container   one container: what can be asked of it, and whose write it was in doubt
     checksum    the digest that the service compares a body with
     checks      whether an answer, and a blob, is the one that it should be
-    client      one request: connection limits, timeouts, retries, counting
+    client      sends requests: connection limits, timeouts, retries, counting
+    messages    one request and its answer, and whether that is one to the other
     transport   connections of our own, for bodies of megabytes
     proxies     the way through a proxy
     trust       whom a request may be sent to: TLS, certificates
@@ -26,6 +27,7 @@ from blobfs.blobs.operations import UPLOADS, VERBS
 from blobfs.blobs.packed import PackedInfo
 from blobfs.blobs.proxies import proxy_of
 from blobfs.blobs.retry import RetryPolicy
+from blobfs.blobs.transport import Sink
 from blobfs.blobs.wire import METADATA_LIMIT, Buffer, metadata_size
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "PackedInfo",
     "Page",
     "RetryPolicy",
+    "Sink",
     "Version",
     "metadata_size",
     "proxy_of",

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from blobfs.blobs.client import Answer, BrokenAnswer
 from blobfs.blobs.documents import parse_listing
+from blobfs.blobs.messages import Answer, BrokenAnswer
 from blobfs.blobs.model import BlobInfo, Page
 
 

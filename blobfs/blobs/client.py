@@ -1,17 +1,15 @@
-"""One request to the service: limits, timeouts, retries, counting; no policy about blobs."""
+"""Requests to the service: limits, timeouts, retries, counting; no policy about blobs."""
 
 import email.utils
 import functools
 import logging
 import random
-import re
 import time
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Self
 
@@ -19,16 +17,14 @@ import httpx
 import trio
 
 from blobfs import __version__
-from blobfs.blobs.failures import failure
-from blobfs.blobs.model import BlobInfo, Version, info_from_headers, parse_date, parse_etag
-from blobfs.blobs.operations import Operation
+from blobfs.blobs.messages import NOT_OF_SERVICE, REQUEST_ID, Answer, BrokenAnswer, Request
+from blobfs.blobs.model import parse_date
 from blobfs.blobs.proxies import ThroughProxies
 from blobfs.blobs.retry import RETRIED_STATUSES, RetryPolicy, Transient, persist
-from blobfs.blobs.transport import Body, SocketTransport
+from blobfs.blobs.transport import Body, Sink, SocketTransport
 from blobfs.blobs.trust import refusal, tls
-from blobfs.errors import Rejected, ServiceError, TokenRefused, Unavailable, Untrusted
+from blobfs.errors import BlobfsError, Rejected, Unavailable, Untrusted
 from blobfs.metrics import Latencies
-from blobfs.sas import letters_of
 
 API_VERSION = "2025-11-05"
 """Newer than every feature used, and the newest that Azurite 3.35 (for Node 20) accepts."""
@@ -38,141 +34,18 @@ _KEEPALIVE = 30.0
 # Small enough that a stalled upload is noticed, large enough to cost few calls.
 _CHUNK = 256 * 1024
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(-?\d+)/(\d+)")
-
 # httpcore logs response headers, which may hold the source URL of a copy with its SAS, and httpx
 # logs every URL. An explicit level holds whatever the root logger is set to.
 for _logger in ("httpx", "httpcore"):
     logging.getLogger(_logger).setLevel(logging.WARNING)
 
 
-Renew = Callable[[str], Awaitable[bool]]
-"""Given the token that was refused: whether the request may be sent again; waits for that."""
-
 _MOST_RENEWALS = 3
 """Of one request: so that a refusal with another cause than the token's age comes to an end."""
 
 
-_REQUEST_ID = "x-ms-request-id"
-_NOT_OF_SERVICE = "not an answer of the Blob service"
-
 _VERDICTS = frozenset({404, 409, 412, 416})
 """Statuses that say something of a blob when they are the service's."""
-
-
-class BrokenAnswer(ValueError):
-    """A successful answer is not what was asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """`target` is the percent-encoded path and query without the SAS, which `token` gives.
-
-    `renew` is asked when the service refuses that token: see `Container`. `copy_source` is the
-    path of the blob to be copied. `longest` is the most bytes that a successful answer's body may
-    have; `verify` raises ValueError for one that is not what was asked for, which is then asked
-    for again. `into` is memory that a successful answer's body may be put in.
-    """
-
-    operation: Operation
-    name: str
-    origin: str
-    target: str
-    token: Callable[[], str]
-    renew: Renew | None = None
-    copy_source: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    body: Sequence[memoryview] = ()
-    longest: int | None = None
-    verify: Callable[["Answer"], object] | None = None
-    into: memoryview | None = None
-
-    @property
-    def body_size(self) -> int:
-        return sum(view.nbytes for view in self.body)
-
-
-@dataclass(slots=True)
-class Answer:
-    """What the service answered, be it a success or not.
-
-    `fields` are its headers by lower-case name, one of which may hold a copy's source with its
-    token; `metadata` is the blob's with case kept. `doubtful` says that an earlier
-    attempt of the same request may have been applied.
-    """
-
-    request: Request
-    status: int
-    fields: dict[str, str] = field(repr=False)
-    metadata: dict[str, str]
-    body: bytes = field(repr=False)
-    doubtful: bool = False
-
-    @property
-    def ok(self) -> bool:
-        return 200 <= self.status < 300
-
-    @property
-    def is_of_service(self) -> bool:
-        """False for what a proxy, or a hotel's page, answers in its place."""
-        return _REQUEST_ID in self.fields
-
-    @property
-    def is_of_damage(self) -> bool:
-        """Whether another body arrived than was sent."""
-        return self.status == 400 and self.fields.get("x-ms-error-code") == "Md5Mismatch"
-
-    @property
-    def refuses_token(self) -> bool:
-        return self.status in (401, 403) and isinstance(self.error(), TokenRefused)
-
-    def check(self) -> Self:
-        """Itself when successful; else raises the ServiceError that `failures` has for it."""
-        if not self.ok:
-            raise self.error()
-        return self
-
-    def error(self) -> ServiceError:
-        request = self.request
-        return failure(
-            request.operation,
-            request.name,
-            self.status,
-            self.fields,
-            self.body,
-            sent=request.headers,
-            granted=letters_of(request.token()),
-        )
-
-    def broken(self, reason: object) -> Unavailable:
-        """The exception for a successful answer that makes no sense."""
-        return _unavailable(self.request, f"{self.status}, but {reason}")
-
-    def info(self) -> BlobInfo:
-        """Raises ValueError when the answer is not about a blob."""
-        return info_from_headers(self.request.name, self.fields, self.metadata)
-
-    def total_size(self, start: int, stop: int) -> int:
-        """The size of the blob of which this range was asked. Raises BrokenAnswer for another."""
-        if self.status == 200:
-            if start:
-                raise BrokenAnswer("the whole blob instead of a range")
-            return len(self.body)
-        match = _CONTENT_RANGE.fullmatch(self.fields.get("content-range", ""))
-        if match is None:
-            raise BrokenAnswer("a range that does not say which")
-        first, last, total = map(int, match.groups())
-        expected = min(stop, total) - start
-        if first != start or last + 1 - first != expected or len(self.body) != expected:
-            raise BrokenAnswer(f"bytes {first}-{last} of {total}, {len(self.body)} in all")
-        return total
-
-    def version(self) -> Version:
-        """Raises ValueError when the answer names no version."""
-        etag = parse_etag(self.fields.get("etag", ""))
-        if not etag:
-            raise BrokenAnswer("no ETag")
-        return Version(etag, parse_date(self.fields.get("last-modified", "")))
 
 
 class Client:
@@ -250,7 +123,7 @@ class Client:
                     return await self._attempt(request, used)
             self._count(request, 0)
             reason = f"no answer in {round(allowed, 1):g} s"
-            raise Transient(_unavailable(request, reason), applied=True)
+            raise Transient(request.unavailable(reason), applied=True)
 
         doubtful = False
         renewals = 0
@@ -271,45 +144,66 @@ class Client:
         except httpx.LocalProtocolError:
             # Its text quotes the header, which may be a copy's source with its SAS.
             reason = "a header or the address holds what HTTP cannot carry"
-            raise Rejected(_describe(request, reason)) from None
+            raise Rejected(request.describe(reason)) from None
         except httpx.TransportError as exc:
             self._count(request, 0)
             if reason := refusal(exc):
-                raise Untrusted(_describe(request, reason)) from exc
+                raise Untrusted(request.describe(reason)) from exc
             connected = not isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout)
-            raise Transient(_unavailable(request, _cause(exc)), applied=connected) from exc
+            raise Transient(request.unavailable(_cause(exc)), applied=connected) from exc
         finally:
             self.under_way[name] -= 1
             self.latency[name].observe(time.perf_counter() - began)
         self._count(request, answer.status)
         self.bytes_sent += request.body_size
-        self.bytes_received += len(answer.body)
+        self.bytes_received += len(answer.body) + answer.poured
         if answer.status in RETRIED_STATUSES or answer.is_of_damage:
             raise _come_back(answer)
         if answer.status in _VERDICTS and not answer.is_of_service:
-            raise Transient(answer.broken(_NOT_OF_SERVICE), applied=True)
+            raise Transient(answer.broken(NOT_OF_SERVICE), applied=True)
         if answer.refuses_token:
             with suppress(ValueError):
                 self._observe_clock(answer.fields)
         if answer.ok:
             try:
-                _verify(answer)
-                self._observe_clock(answer.fields)
+                answer.verify_size()
+                if request.sink is None:
+                    self._accept(answer)
             except ValueError as exc:
                 raise Transient(answer.broken(exc), applied=True) from exc
         return answer
 
     async def _exchange(self, request: Request, token: str) -> Answer:
+        if request.sink is not None:
+            request.sink.begin()
         response = await self._http.handle_async_request(self._encode(request, token))
         try:
             fields, metadata = _decode_headers(response.headers.raw)
             answer = Answer(request, response.status_code, fields, metadata, b"")
             longest = request.longest if answer.ok else None
-            if longest is None or int(fields.get("content-length", "0")) <= longest:
+            if longest is not None and int(fields.get("content-length", "0")) > longest:
+                pass  # left unread: it is refused
+            elif answer.ok and request.sink is not None:
+                await self._pour(response, answer, request.sink)
+            else:
                 answer.body = await _read(response, longest)
         finally:
             await response.aclose()
         return answer
+
+    async def _pour(self, response: httpx.Response, answer: Answer, sink: Sink) -> None:
+        """Verify the head, then let the body into the sink."""
+        started = sink.start
+        try:
+            self._accept(answer)
+            await _fill(sink, response)
+        except ValueError as exc:
+            self._count(answer.request, answer.status)
+            raise Transient(answer.broken(exc), applied=True) from exc
+        except BlobfsError:  # the sink's own
+            self._count(answer.request, answer.status)
+            raise
+        answer.poured = sink.start - started
 
     def _encode(self, request: Request, token: str) -> httpx.Request:
         url = _SignedURL(request.origin, request.target, token)
@@ -321,6 +215,8 @@ class Client:
             "x-ms-client-request-id": str(uuid.uuid4()),
             **request.headers,
         }
+        if request.sink is not None:
+            headers["Range"] = f"bytes={request.sink.start}-{request.sink.stop - 1}"
         if request.copy_source:
             # A request authorised by a SAS needs the source's own SAS; Azurite does not ask.
             headers["x-ms-copy-source"] = f"{request.origin}{request.copy_source}?{token}"
@@ -331,7 +227,7 @@ class Client:
             url,
             headers=[(name.encode("ascii"), _encode_value(v)) for name, v in headers.items()],
             stream=Body(request.body, _CHUNK),
-            extensions={"timeout": self._timeouts, "into": request.into},
+            extensions={"timeout": self._timeouts, "sink": request.sink},
         )
         # The constructor has made a plain URL of it.
         encoded.url = url
@@ -340,9 +236,14 @@ class Client:
     def _count(self, request: Request, status: int) -> None:
         self.requests[request.operation.name, status] += 1
 
+    def _accept(self, answer: Answer) -> None:
+        """Raises ValueError for a success that is none."""
+        answer.verify()
+        self._observe_clock(answer.fields)
+
     def _observe_clock(self, fields: Mapping[str, str]) -> None:
         date = fields.get("date")
-        if date and _REQUEST_ID in fields:  # not some proxy's
+        if date and REQUEST_ID in fields:  # not some proxy's
             self.clock_skew = parse_date(date) / 1e9 - time.time()
 
 
@@ -401,20 +302,19 @@ async def _read(response: httpx.Response, longest: int | None) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _verify(answer: Answer) -> None:
-    """Raises ValueError for a body that was cut short or left unread, or as the request says."""
-    request = answer.request
-    # So that a success told by something in between is not taken for the service's.
-    if not answer.is_of_service:
-        raise BrokenAnswer(_NOT_OF_SERVICE)
-    size = len(answer.body)
-    length = answer.fields.get("content-length")
-    if request.operation.method != "HEAD" and length not in (None, str(size)):
-        raise BrokenAnswer(f"{size} bytes of an answer of {length} bytes")
-    if request.longest is not None and size > request.longest:
-        raise BrokenAnswer(f"{size} bytes where at most {request.longest} were asked for")
-    if request.verify is not None:
-        request.verify(answer)
+async def _fill(sink: Sink, response: httpx.Response) -> None:
+    """`SocketTransport` puts the bytes into the sink itself; httpx's own gives them to us."""
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    async with aclosing(aiter(response.stream)) as chunks:  # type: ignore[type-var]  # generators
+        async for chunk in chunks:
+            view = memoryview(chunk)
+            while view:
+                room = sink.room()[: len(view)]
+                if not room:
+                    raise BrokenAnswer("more bytes than were asked for")
+                room[:] = view[: len(room)]
+                view = view[len(room) :]
+                sink.filled(len(room))
 
 
 def _come_back(answer: Answer) -> Transient:
@@ -439,11 +339,3 @@ def _cause(exc: BaseException) -> str:
     while not str(exc) and (inner := exc.__cause__ or exc.__context__):
         exc = inner
     return f"{type(exc).__name__}: {exc}"
-
-
-def _describe(request: Request, reason: str) -> str:
-    return f"{request.operation.name} of {request.name!r}: {reason}"
-
-
-def _unavailable(request: Request, reason: str) -> Unavailable:
-    return Unavailable(_describe(request, reason))

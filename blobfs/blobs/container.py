@@ -21,9 +21,11 @@ import trio
 from blobfs.blobs import documents, operations, wire
 from blobfs.blobs.checks import has, info_of, is_in_doubt, page_of
 from blobfs.blobs.checksum import content_md5
-from blobfs.blobs.client import Answer, Client, Renew, Request
+from blobfs.blobs.client import Client
+from blobfs.blobs.messages import Answer, Renew, Request
 from blobfs.blobs.model import BlobInfo, ContentHeaders, Page, Version
 from blobfs.blobs.operations import Operation
+from blobfs.blobs.transport import Sink
 from blobfs.blobs.wire import Buffer
 from blobfs.errors import ConditionFailed, NotFound, ServiceError, Unavailable
 
@@ -103,18 +105,12 @@ class Container:
         )
 
     async def get(
-        self,
-        name: str,
-        start: int,
-        stop: int,
-        *,
-        if_match: str | None = None,
-        into: memoryview | None = None,
+        self, name: str, start: int, stop: int, *, if_match: str | None = None
     ) -> tuple[BlobInfo, Buffer]:
         """The bytes from `start` up to `stop`, fewer only where the blob ends, and their version.
 
-        They may be put in `into`. Anything else that comes (a cut body, another range) is asked
-        for again. Raises ConditionFailed when the blob is not `if_match`.
+        Anything else that comes (a cut body, another range) is asked for again. Raises
+        ConditionFailed when the blob is not `if_match`.
         """
         if not 0 <= start < stop:
             raise ValueError(f"not a range: {start}-{stop}")
@@ -130,12 +126,30 @@ class Container:
             headers={"Range": f"bytes={start}-{stop - 1}", **wire.conditions(if_match)},
             longest=stop - start,
             verify=verify,
-            into=into,
         )
         if answer.status == 416:
             return await self._get_beyond_end(name, start, if_match), b""
         answer.check()
         return found[0], answer.body
+
+    async def pour(self, name: str, sink: Sink, *, if_match: str) -> None:
+        """As `get`, for the bytes that the sink lacks, which go into it as they come: of a cut
+        body only the rest is asked for again. Raises what the sink raises, too."""
+
+        def verify(answer: Answer) -> None:
+            info_of(answer, if_match)
+            answer.total_size(sink.start, sink.stop)
+
+        answer = await self._ask(
+            operations.GET_BLOB,
+            name,
+            headers=wire.conditions(if_match),
+            longest=sink.stop - sink.start,
+            verify=verify,
+            sink=sink,
+        )
+        if answer.status != 416:
+            answer.check()
 
     async def _get_beyond_end(self, name: str, start: int, if_match: str | None) -> BlobInfo:
         info = await self.head(name, if_match=if_match)
@@ -166,7 +180,7 @@ class Container:
             name,
             headers={
                 "x-ms-blob-type": "BlockBlob",
-                **_stored_with(metadata, headers, tags, tier),
+                **wire.stored_with(metadata, headers, tags, tier),
                 **wire.conditions(if_match, if_none_match),
             },
             body=views,
@@ -230,7 +244,7 @@ class Container:
             name,
             parameters={"comp": "blocklist"},
             headers={
-                **_stored_with(metadata, headers, tags, tier),
+                **wire.stored_with(metadata, headers, tags, tier),
                 **wire.conditions(if_match, if_none_match),
             },
             body=wire.views(documents.block_list_document(block_ids)),
@@ -464,7 +478,7 @@ class Container:
         body: Sequence[memoryview] = (),
         longest: int | None = None,
         verify: Callable[[Answer], object] | None = None,
-        into: memoryview | None = None,
+        sink: Sink | None = None,
     ) -> Answer:
         """About the blob of this name, unless there is another `path`."""
         path, query = path or self._target(name), wire.query(parameters or {})
@@ -480,20 +494,6 @@ class Container:
             body=body,
             longest=longest,
             verify=verify,
-            into=into,
+            sink=sink,
         )
         return await self._client.send(request)
-
-
-def _stored_with(
-    metadata: Mapping[str, str],
-    headers: ContentHeaders,
-    tags: Mapping[str, str] | None,
-    tier: str | None,
-) -> dict[str, str]:
-    return {
-        **wire.metadata_headers(metadata),
-        **wire.content_headers(headers),
-        **wire.tags_header(tags),
-        **wire.tier_header(tier),
-    }

@@ -2,9 +2,9 @@
 
 httpx reads in pieces of 64 KiB through four layers of async generators, and its uploads copy each
 piece twice; that is most of the time of a large read. This transport reads a body of known length
-straight into one buffer, which the request may bring along (its extension "into"), and sends
-buffers as they are. Everything else of HTTP (redirects, cookies, compression, proxies) is left
-out: `Client` uses httpx's own transport behind a proxy.
+straight into one buffer, or into a sink that the request brings along (its extension "sink"), and
+sends buffers as they are. Everything else of HTTP (redirects, cookies, compression, proxies) is
+left out: `Client` uses httpx's own transport behind a proxy.
 """
 
 import math
@@ -12,7 +12,7 @@ import os
 import re
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Protocol, Self
 
 import httpx
 import trio
@@ -25,6 +25,24 @@ _CHUNKED_LIMIT = 64 * 1024 * 1024  # bodies of unknown length are listings and e
 _DANGEROUS = re.compile(rb"[\0\r\n]")
 
 Origin = tuple[str, str, int]
+
+
+class Sink(Protocol):
+    """Where the bytes `[start, stop)` of a blob go as they come. What its methods raise ends the
+    request."""
+
+    start: int
+    """The first byte that is still to come."""
+    stop: int
+
+    def begin(self) -> None:
+        """An attempt begins, from `start` on, which may have gone back a little."""
+
+    def room(self) -> memoryview:
+        """Memory for the next bytes; none when all have come."""
+
+    def filled(self, count: int) -> None:
+        """So many bytes are in that memory."""
 
 
 class Body(httpx.AsyncByteStream):
@@ -68,8 +86,8 @@ class SocketTransport(httpx.AsyncBaseTransport):
         except BaseException:
             connection.close()
             raise
-        into = request.extensions.get("into") if status in (200, 206) else None
-        stream = _Answer(self, origin, connection, request.method, status, headers, timeout, into)
+        sink = request.extensions.get("sink") if status in (200, 206) else None
+        stream = _Answer(self, origin, connection, request.method, status, headers, timeout, sink)
         return httpx.Response(status, headers=headers, stream=stream, request=request)
 
     def _reusable(self, origin: Origin) -> "_Connection | None":
@@ -261,6 +279,22 @@ class _Connection:
                 raise httpx.RemoteProtocolError(f"{filled} bytes of a body of {size} bytes")
             filled += count
 
+    async def read_to_sink(self, sink: Sink, size: int, timeout: float) -> None:
+        """Fill the sink with the `size` bytes of a body, for which it has room."""
+        left = size
+        while left:
+            room = sink.room()[:left]
+            if self._buffer:
+                count = min(len(room), len(self._buffer))
+                room[:count] = self._buffer[:count]
+                del self._buffer[:count]
+            else:
+                count = await self._receive(room, timeout)
+            if count == 0:
+                raise httpx.RemoteProtocolError(f"{size - left} bytes of a body of {size} bytes")
+            sink.filled(count)
+            left -= count
+
     async def read_chunked(self, timeout: float) -> bytearray:
         body = bytearray()
         while True:
@@ -309,7 +343,7 @@ def _parse_head(head: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
 
 
 class _Answer(httpx.AsyncByteStream):
-    """The body of an answer, read whole when it is asked for."""
+    """The body of an answer, read whole when it is asked for; in a sink there is nothing left."""
 
     def __init__(
         self,
@@ -320,9 +354,9 @@ class _Answer(httpx.AsyncByteStream):
         status: int,
         headers: list[tuple[bytes, bytes]],
         timeout: float,
-        into: memoryview | None,
+        sink: Sink | None,
     ) -> None:
-        self._into = into
+        self._sink = sink
         self._transport = transport
         self._origin = origin
         self._connection = connection
@@ -345,14 +379,14 @@ class _Answer(httpx.AsyncByteStream):
     async def __anext__(self) -> bytes:
         if self._done:
             raise StopAsyncIteration
-        body: bytearray | memoryview
+        body: bytearray
         if self._chunked:
             body = await self._connection.read_chunked(self._timeout)
+        elif self._length is not None and self._sink is not None:
+            await self._connection.read_to_sink(self._sink, self._length, self._timeout)
+            body = bytearray()
         elif self._length is not None:
-            if self._into is not None and self._length <= len(self._into):
-                body = self._into[: self._length]
-            else:
-                body = bytearray(self._length)
+            body = bytearray(self._length)
             await self._connection.read_into(memoryview(body), self._timeout)
         else:
             self._keeps = False

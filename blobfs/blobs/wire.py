@@ -89,6 +89,21 @@ def tier_header(tier: str | None) -> dict[str, str]:
     return {"x-ms-access-tier": tier} if tier else {}
 
 
+def stored_with(
+    metadata: Mapping[str, str],
+    headers: ContentHeaders,
+    tags: Mapping[str, str] | None,
+    tier: str | None,
+) -> dict[str, str]:
+    """The headers for all that a commit stores beside the body."""
+    return {
+        **metadata_headers(metadata),
+        **content_headers(headers),
+        **tags_header(tags),
+        **tier_header(tier),
+    }
+
+
 def conditions(if_match: str | None, if_none_match: bool = False) -> dict[str, str]:
     """`if_match` is an ETag without quotes; `if_none_match` asks that no blob be there."""
     fields = {}

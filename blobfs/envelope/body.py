@@ -49,6 +49,12 @@ class BodyReader(typing.Protocol):
         but the padding at the end; every failure is the same Corrupt.
         """
 
+    def decrypt_into(
+        self, first: int, ciphertext: bytes | bytearray | memoryview, into: memoryview
+    ) -> int:
+        """As `decrypt`, into memory that is large enough; how many bytes. What is there after an
+        exception is nothing to rely on."""
+
     def tail_range(self) -> tuple[int, int]:
         """The bytes `[start, stop)` of the blob that `settle_size` needs; none once it is known."""
 

@@ -84,6 +84,13 @@ class CbcReader:
                 raise _refused()
         return memoryview(plain)
 
+    def decrypt_into(
+        self, first: int, ciphertext: bytes | bytearray | memoryview, into: memoryview
+    ) -> int:
+        plain = self.decrypt(first, ciphertext)
+        into[: len(plain)] = plain
+        return len(plain)
+
     def _decrypt(self, iv: bytes | memoryview, ciphertext: memoryview) -> bytes:
         cipher = Cipher(algorithms.AES(self._cek), modes.CBC(bytes(iv))).decryptor()
         return cipher.update(ciphertext) + cipher.finalize()

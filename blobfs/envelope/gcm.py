@@ -75,29 +75,34 @@ class GcmReader:
         return first * self._stride, stop
 
     def decrypt(self, first: int, ciphertext: Ciphertext) -> memoryview:
+        regions = -(-len(ciphertext) // self._stride)
+        plain = memoryview(bytearray(max(0, len(ciphertext) - regions * OVERHEAD)))
+        self.decrypt_into(first, ciphertext, plain)
+        return plain.toreadonly()
+
+    def decrypt_into(self, first: int, ciphertext: Ciphertext, into: memoryview) -> int:
         view = memoryview(ciphertext)
-        stop = first * self._stride + len(view)
-        if stop > self.blob_size or (len(view) % self._stride and stop != self.blob_size):
-            raise Truncated(f"{len(view)} bytes from region {first} on are not whole regions")
-        regions = -(-len(view) // self._stride)
-        plain = memoryview(bytearray(len(view) - regions * OVERHEAD))
+        size = len(view)
+        stop = first * self._stride + size
+        if stop > self.blob_size or (size % self._stride and stop != self.blob_size):
+            raise Truncated(f"{size} bytes from region {first} on are not whole regions")
         encodings, decrypt_into = self._encodings, self._aes.decrypt_into
         start = 0
-        for index, offset in enumerate(range(0, len(view), self._stride), first):
-            region = view[offset : offset + self._stride]
-            nonce = region[:NONCE_LENGTH].tobytes()
+        for index, offset in enumerate(range(0, size, self._stride), first):
+            end = min(offset + self._stride, size)
+            nonce = view[offset : offset + NONCE_LENGTH].tobytes()
             if any(encode(index) != nonce for encode in encodings):
                 encodings = frozenset(encode for encode in encodings if encode(index) == nonce)
             if not encodings:
                 raise Corrupt(f"region {index} is not in its place: its nonce is another one's")
-            stop = start + len(region) - OVERHEAD
+            stop = start + end - offset - OVERHEAD
             try:
-                decrypt_into(nonce, region[NONCE_LENGTH:], None, plain[start:stop])
+                decrypt_into(nonce, view[offset + NONCE_LENGTH : end], None, into[start:stop])
             except InvalidTag:
                 raise Corrupt(f"region {index} fails authentication") from None
             start = stop
         self._settle(encodings)
-        return plain.toreadonly()
+        return start
 
     def _settle(self, encodings: frozenset[Encoding]) -> None:
         """Keep only what fits; after the tags were checked, since until then nonces prove nothing.
