@@ -11,9 +11,11 @@ import enum
 import functools
 import re
 import stat
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Self
 
 _NS = 1_000_000_000
 _MAX_ID = 2**32 - 2
@@ -92,6 +94,33 @@ class Attributes:
     @property
     def st_mode(self) -> int:
         return int(self.kind) | self.mode
+
+
+class PackedAttributes(bytes):
+    """Attributes as they are kept of inodes that nobody works on: 97 bytes instead of 200."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, attrs: Attributes) -> Self:
+        # in two parts each, as a service may claim a time that 64 bits of nanoseconds do not hold
+        return cls(
+            _PACKED.pack(
+                *(attrs.kind, attrs.mode, attrs.uid, attrs.gid, attrs.rdev),
+                *divmod(attrs.mtime_ns, _NS),
+                *divmod(attrs.atime_ns, _NS),
+                *divmod(attrs.ctime_ns, _NS),
+            )
+        )
+
+    def unpacked(self) -> Attributes:
+        kind, mode, uid, gid, rdev, m_s, m_ns, a_s, a_ns, c_s, c_ns = _PACKED.unpack(self)
+        times = m_s * _NS + m_ns, a_s * _NS + a_ns, c_s * _NS + c_ns
+        return Attributes(_KINDS[kind], mode, uid, gid, *times, rdev)
+
+
+_PACKED = struct.Struct("=HHIIIqIqIqI")
+_KINDS = {int(kind): kind for kind in Kind}
 
 
 def find_key(metadata: Mapping[str, object], key: str) -> str | None:

@@ -190,7 +190,7 @@ class Operations(pyfuse3.Operations):
     # Attributes
 
     def _entry(self, node: Node) -> pyfuse3.EntryAttributes:
-        attrs = node.attrs
+        attrs = node.shown_attrs
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = node.ino
         entry.generation = 0

@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
-from blobfs.attributes import Attributes, Kind
+from blobfs.attributes import Attributes, Kind, PackedAttributes
 from blobfs.blobs import BlobInfo, PackedInfo
 from blobfs.errors import PosixError
 from blobfs.names import join
@@ -47,12 +47,13 @@ class Node:
 
     __slots__ = (
         "__dict__",
+        "_attrs",
         "_info",
-        "attrs",
         "children",
         "fresh_until",
         "ino",
         "is_told",
+        "kind",
         "lookups",
         "name",
         "opens",
@@ -86,7 +87,8 @@ class Node:
 
     def __init__(self, ino: int, attrs: Attributes) -> None:
         self.ino = ino
-        self.attrs = attrs
+        self.kind = attrs.kind
+        self._attrs: Attributes | PackedAttributes = attrs
         self.parent: Node | None = None
         self.name = ""
         self._info: BlobInfo | PackedInfo | None = None
@@ -98,8 +100,25 @@ class Node:
         self.children: dict[str, Node] = {} if self.is_directory else _CHILDLESS
 
     @property
-    def info(self) -> BlobInfo | None:
+    def attrs(self) -> Attributes:
         """What was packed is not any more: whoever asks works on it."""
+        if isinstance(self._attrs, PackedAttributes):
+            self._attrs = self._attrs.unpacked()
+        return self._attrs
+
+    @attrs.setter
+    def attrs(self, attrs: Attributes | PackedAttributes) -> None:
+        self._attrs = attrs
+
+    @property
+    def shown_attrs(self) -> Attributes:
+        """To look at alone: what is packed stays so."""
+        attrs = self._attrs
+        return attrs.unpacked() if isinstance(attrs, PackedAttributes) else attrs
+
+    @property
+    def info(self) -> BlobInfo | None:
+        """As `attrs`."""
         if isinstance(self._info, PackedInfo):
             self._info = self._info.unpacked()
         return self._info
@@ -143,12 +162,8 @@ class Node:
         return self._scans
 
     @property
-    def kind(self) -> Kind:
-        return self.attrs.kind
-
-    @property
     def is_directory(self) -> bool:
-        return self.attrs.kind is Kind.DIRECTORY
+        return self.kind is Kind.DIRECTORY
 
     @property
     def is_linked(self) -> bool:

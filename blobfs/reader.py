@@ -49,10 +49,10 @@ from blobfs.keyring import Keyring
 from blobfs.room import Room
 
 FIRST_WINDOW = 1024 * 1024
-"""Bytes that the first read at offset 0 fetches: small files take one request."""
+"""Bytes that are fetched at first: small files take one request."""
 
 FIRST_OF_LARGE = 128 * 1024
-"""The same for larger files, of which often no more is read than tells what they are."""
+"""The same of larger files, of which often no more is read than tells what they are."""
 
 AHEAD = 4
 """Times the bytes read in order that are fetched ahead: more saves round trips at the beginning of
@@ -253,6 +253,13 @@ class Reader:
             offset += len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def expect(self, content: Content, reach: Reach) -> None:
+        """Whoever has just opened it will read its beginning: ask for that while the kernel is
+        still on its way to ask us."""
+        if content.size and not reach.asked:
+            reach.asked = self._units(content, self._least(content))
+            self._request(content, 0, reach.asked - 1)
+
     async def fetch(self, content: Content) -> None:
         """Have all of a small content in the cache; failures are for whoever reads it."""
         if content.size:
@@ -272,16 +279,27 @@ class Reader:
         unit = content.body.unit
         last = (end - 1) // unit
         asked = max(reach.asked * unit, end)
-        least = FIRST_WINDOW if content.size <= FIRST_WINDOW else FIRST_OF_LARGE
-        window = min(max(AHEAD * reach.run, least if reach.run else 0), self._share(reach))
+        window = self._window(content, reach)
         size = min(end + window, content.size) - asked
         is_rest = 0 < size == content.size - asked
         if size < max(1, min(window // 2, REQUEST_SIZE)) and not is_rest:
             return last
         if size > REQUEST_SIZE:
             size -= size % REQUEST_SIZE
-        reach.asked = max(last + 1, -(-(asked + size) // unit))
+        reach.asked = max(last + 1, self._units(content, asked + size))
         return reach.asked - 1
+
+    def _units(self, content: Content, size: int) -> int:
+        """How many units the first `size` bytes have."""
+        return -(-min(size, content.size) // content.body.unit)
+
+    def _least(self, content: Content) -> int:
+        return FIRST_WINDOW if content.size <= FIRST_WINDOW else FIRST_OF_LARGE
+
+    def _window(self, content: Content, reach: Reach) -> int:
+        """Bytes that this reader may have fetched ahead of it."""
+        window = max(AHEAD * reach.run, self._least(content)) if reach.run else 0
+        return min(window, self._share(reach)) if window > SEQUENTIAL else window
 
     def _share(self, reach: Reach) -> int:
         """Bytes that this reader may fetch ahead, so that it is still in the cache when it is read:

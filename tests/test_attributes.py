@@ -10,6 +10,7 @@ from blobfs.attributes import (
     Attributes,
     Defaults,
     Kind,
+    PackedAttributes,
     kind_of,
     put_key,
     read_attributes,
@@ -151,6 +152,17 @@ def test_no_metadata_is_fatal(metadata: dict[str, str], kind: Kind) -> None:
 )
 def test_the_type_of_a_blob(metadata: dict[str, str], size: int, kind: Kind) -> None:
     assert kind_of(metadata, size) is kind
+
+
+# Kept
+
+
+@given(attributes, st.sampled_from([0, -1, 10**9, 2**64, -(2**64), 253_402_300_799 * 10**9]))
+def test_what_is_packed_is_unpacked_the_same_whatever_the_service_says(
+    attrs: Attributes, modified: int
+) -> None:
+    attrs.ctime_ns = modified
+    assert PackedAttributes.of(attrs).unpacked() == attrs
 
 
 # Writing

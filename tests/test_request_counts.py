@@ -50,8 +50,9 @@ def cost(azurite: Azurite, mount: Mount) -> Callable[..., list[str]]:
         azurite.reset_requests()
         subprocess.run(command, check=True, capture_output=True)
         for file in mount.path.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+            opened = os.open(file, os.O_WRONLY)  # what is opened for reading is fetched
+            os.fsync(opened)
+            os.close(opened)
         return described(azurite.requests())
 
     return of

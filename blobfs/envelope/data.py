@@ -167,7 +167,7 @@ class Members:
         if len(value) > MAX_METADATA_VALUE:
             raise Corrupt(f"{key} is longer than metadata can be")
         try:
-            members = json.loads(value, object_pairs_hook=_fold)
+            members = _DECODER.decode(value)
         except (ValueError, RecursionError) as exc:
             raise Corrupt(f"{key} is not a JSON object without repeated members") from exc
         if not isinstance(members, dict):
@@ -222,6 +222,9 @@ def _fold(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(members) != len(pairs):
         raise ValueError("repeated member")
     return members
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_fold)
 
 
 def encode_base64(value: bytes) -> str:

@@ -72,10 +72,16 @@ class Files:
             self._inodes.close(number)
             self._inodes.release(node)
             raise
-        etag = "" if node.info is None else node.info.etag
-        keep = node.draft is not None or node.page_cache_etag == etag
-        node.page_cache_etag = etag
+        keep = node.draft is not None or node.page_cache_etag == node.etag
+        node.page_cache_etag = node.etag
+        if not keep:
+            self._expect_read(self._inodes.handle(number))
         return number, keep
+
+    def _expect_read(self, handle: Handle) -> None:
+        """The kernel has no pages of what was opened for reading."""
+        if handle.content is not None and not handle.writable:
+            self._store.reader.expect(handle.content, handle.reach)
 
     async def _revalidate(self, node: Node) -> None:
         """Raises PosixError(ESTALE) when the name has another node by now: the kernel then looks

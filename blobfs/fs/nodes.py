@@ -13,7 +13,15 @@ from pathlib import Path
 
 import trio
 
-from blobfs.attributes import Attributes, Defaults, Kind, kind_of, read_attributes, value_of
+from blobfs.attributes import (
+    Attributes,
+    Defaults,
+    Kind,
+    PackedAttributes,
+    kind_of,
+    read_attributes,
+    value_of,
+)
 from blobfs.blobs import BlobInfo, Container, PackedInfo
 from blobfs.envelope import METADATA_KEY
 from blobfs.errors import ConditionFailed, ContentError, NotFound, PosixError
@@ -225,12 +233,13 @@ class Nodes:
             return
         if node.etag != packed.etag or not node.is_stored:
             info = packed.unpacked()
-            mtime, ctime = node.attrs.mtime_ns, node.attrs.ctime_ns
-            node.attrs = self.attributes_of(info, node.kind)
+            attrs = self.attributes_of(info, node.kind)
             if node.is_directory and node.is_stored:
                 # Changes of entries count as changes of the directory, and are not stored.
-                node.attrs.mtime_ns = max(mtime, node.attrs.mtime_ns)
-                node.attrs.ctime_ns = max(ctime, node.attrs.ctime_ns)
+                before = node.shown_attrs
+                attrs.mtime_ns = max(before.mtime_ns, attrs.mtime_ns)
+                attrs.ctime_ns = max(before.ctime_ns, attrs.ctime_ns)
+            node.attrs = PackedAttributes.of(attrs)
             node.target = None
             if not node.opens:
                 node.content = None  # a symlink's, of the version before
