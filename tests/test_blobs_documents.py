@@ -3,14 +3,14 @@
 import pytest
 
 from blobfs.blobs.documents import (
+    ListingParser,
     MalformedXML,
     block_list_document,
-    parse_listing,
     parse_staged_blocks,
     parse_tags,
     tags_document,
 )
-from blobfs.blobs.model import BlobInfo, ContentHeaders, parse_date
+from blobfs.blobs.model import BlobInfo, ContentHeaders, Page, parse_date
 
 ENTRY = """
 <Blob><Name>{name}</Name><Properties><Creation-Time>Thu, 01 Jan 1970 00:00:01 GMT</Creation-Time>
@@ -32,6 +32,23 @@ def listing(blobs: str, marker: str = "") -> bytes:
         f"<Prefix>p</Prefix><Blobs>{blobs}</Blobs><NextMarker>{marker}</NextMarker>"
         "</EnumerationResults>"
     ).encode()
+
+
+def parse_listing(document: bytes, step: int = 100) -> Page:
+    """As it would come from the network: in pieces that end anywhere."""
+    parser = ListingParser()
+    parser.begin()(b"<EnumerationResults><Blobs>")  # an attempt that was cut
+    feed = parser.begin()
+    for start in range(0, len(document), step):
+        feed(document[start : start + step])
+    return parser.close()
+
+
+@pytest.mark.parametrize("step", [1, 7, 100_000])
+def test_it_does_not_matter_where_a_listing_is_cut_into_pieces(step: int) -> None:
+    blobs = "<BlobPrefix><Name>a/</Name></BlobPrefix>" + ENTRY.format(name="ü &amp; b", value="v")
+    document = listing(blobs * 3, "next")
+    assert parse_listing(document, step) == parse_listing(document, 64)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +154,7 @@ def test_a_document_cannot_define_entities(document: bytes) -> None:
 
 def test_a_page_of_5000_entries_is_parsed() -> None:
     entries = "".join(ENTRY.format(name=f"dir/{n}", value="x" * 1000) for n in range(5000))
-    names = [blob.name for blob in parse_listing(listing(entries)).blobs]
+    names = [blob.name for blob in parse_listing(listing(entries), 65536).blobs]
     assert names == [f"dir/{n}" for n in range(5000)]
 
 

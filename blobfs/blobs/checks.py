@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Mapping
 
-from blobfs.blobs.documents import parse_listing
 from blobfs.blobs.messages import Answer, BrokenAnswer
 from blobfs.blobs.model import BlobInfo, Page
 
 
-def page_of(answer: Answer, prefix: str, marker: str) -> Page:
-    """The page of the listing of `prefix` that begins at `marker`. Raises ValueError for another:
-    one that leads to itself would be asked for without end."""
-    page = parse_listing(answer.body)
+def check_page(page: Page, prefix: str, marker: str) -> Page:
+    """The page, if it is of the listing of `prefix` and begins at `marker`. Raises ValueError for
+    another: one that leads to itself would be asked for without end."""
     if marker and page.next_marker == marker:
         raise BrokenAnswer("the page before again")
     for name in (*(blob.name for blob in page.blobs), *page.prefixes):

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing, suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import trio
@@ -183,27 +183,37 @@ class Client:
             longest = request.longest if answer.ok else None
             if longest is not None and int(fields.get("content-length", "0")) > longest:
                 pass  # left unread: it is refused
-            elif answer.ok and request.sink is not None:
-                await self._pour(response, answer, request.sink)
+            elif answer.ok and (request.sink is not None or request.feed is not None):
+                await self._pour(response, answer)
             else:
                 answer.body = await _read(response, longest)
         finally:
             await response.aclose()
         return answer
 
-    async def _pour(self, response: httpx.Response, answer: Answer, sink: Sink) -> None:
-        """Verify the head, then let the body into the sink."""
-        started = sink.start
+    async def _pour(self, response: httpx.Response, answer: Answer) -> None:
+        """Let the body go where the request says; with a sink the head is verified before."""
+        request = answer.request
         try:
-            self._accept(answer)
-            await _fill(sink, response)
+            if not answer.is_of_service:
+                raise BrokenAnswer(NOT_OF_SERVICE)
+            if request.sink is not None:
+                started = request.sink.start
+                self._accept(answer)
+                await _fill(request.sink, response)
+                answer.poured = request.sink.start - started
+            elif request.feed is not None:
+                feed = request.feed()
+                async with _pieces(response) as pieces:
+                    async for piece in pieces:
+                        feed(piece)
+                        answer.poured += len(piece)
         except ValueError as exc:
-            self._count(answer.request, answer.status)
+            self._count(request, answer.status)
             raise Transient(answer.broken(exc), applied=True) from exc
         except BlobfsError:  # the sink's own
-            self._count(answer.request, answer.status)
+            self._count(request, answer.status)
             raise
-        answer.poured = sink.start - started
 
     def _encode(self, request: Request, token: str) -> httpx.Request:
         url = _SignedURL(request.origin, request.target, token)
@@ -293,21 +303,25 @@ async def _read(response: httpx.Response, longest: int | None) -> bytes:
     """The body, but no more than one chunk of what there is beyond `longest`."""
     chunks: list[bytes] = []
     size = 0
-    # Not decoded: a Content-Encoding is the blob's own, and its body is ciphertext.
-    assert isinstance(response.stream, httpx.AsyncByteStream)
-    async for chunk in response.stream:
-        if longest is None or size <= longest:
-            chunks.append(chunk)
-            size += len(chunk)
+    async with _pieces(response) as pieces:
+        async for piece in pieces:
+            if longest is None or size <= longest:
+                chunks.append(piece)
+                size += len(piece)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _pieces(response: httpx.Response) -> "aclosing[Any]":
+    """Not decoded: a Content-Encoding is the blob's own, and its body is ciphertext."""
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    return aclosing(aiter(response.stream))
 
 
 async def _fill(sink: Sink, response: httpx.Response) -> None:
     """`SocketTransport` puts the bytes into the sink itself; httpx's own gives them to us."""
-    assert isinstance(response.stream, httpx.AsyncByteStream)
-    async with aclosing(aiter(response.stream)) as chunks:  # type: ignore[type-var]  # generators
-        async for chunk in chunks:
-            view = memoryview(chunk)
+    async with _pieces(response) as pieces:
+        async for piece in pieces:
+            view = memoryview(piece)
             while view:
                 room = sink.room()[: len(view)]
                 if not room:

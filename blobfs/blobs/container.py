@@ -13,16 +13,16 @@ bytes, and a name or metadata that Azure cannot hold is Rejected before anything
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeVar, Unpack
 from urllib.parse import urlsplit
 
 import trio
 
 from blobfs.blobs import documents, operations, wire
-from blobfs.blobs.checks import has, info_of, is_in_doubt, page_of
+from blobfs.blobs.checks import check_page, has, info_of, is_in_doubt
 from blobfs.blobs.checksum import content_md5
 from blobfs.blobs.client import Client
-from blobfs.blobs.messages import Answer, Renew, Request
+from blobfs.blobs.messages import Answer, Particulars, Renew, Request
 from blobfs.blobs.model import BlobInfo, ContentHeaders, Page, Version
 from blobfs.blobs.operations import Operation
 from blobfs.blobs.transport import Sink
@@ -80,21 +80,31 @@ class Container:
         for snapshots (not with a delimiter) and blobs of uncommitted blocks alone. What is no page
         of this listing, or not the one of this marker, is asked for again.
         """
-        return await self._read(
+        parser = documents.ListingParser()
+        found: list[Page] = []
+
+        def verify(answer: Answer) -> None:
+            found[:] = [check_page(parser.close(), prefix, marker)]
+
+        asked: dict[str, str | int] = {
+            "restype": "container",
+            "comp": "list",
+            "include": include,
+            "maxresults": max_results,
+            "delimiter": delimiter,
+            "prefix": prefix,
+            "marker": marker,
+        }
+        answer = await self._ask(
             operations.LIST_BLOBS,
             prefix,
-            lambda answer: page_of(answer, prefix, marker),
             path=self._path,
-            parameters={
-                "restype": "container",
-                "comp": "list",
-                "include": include,
-                "maxresults": max_results,
-                "delimiter": delimiter,
-                "prefix": prefix,
-                "marker": marker,
-            },
+            parameters=asked,
+            verify=verify,
+            feed=parser.begin,
         )
+        answer.check()
+        return found[0]
 
     async def head(self, name: str, *, if_match: str | None = None) -> BlobInfo:
         return await self._read(
@@ -450,7 +460,6 @@ class Container:
         name: str,
         parse: Callable[[Answer], T],
         *,
-        path: str = "",
         parameters: Mapping[str, str | int] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> T:
@@ -461,7 +470,7 @@ class Container:
             found[:] = [parse(answer)]
 
         answer = await self._ask(
-            operation, name, path=path, parameters=parameters, headers=headers, verify=verify
+            operation, name, parameters=parameters, headers=headers, verify=verify
         )
         answer.check()
         return found[0]
@@ -473,12 +482,9 @@ class Container:
         *,
         path: str = "",
         parameters: Mapping[str, str | int] | None = None,
-        copy_source: str = "",
         headers: Mapping[str, str] | None = None,
         body: Sequence[memoryview] = (),
-        longest: int | None = None,
-        verify: Callable[[Answer], object] | None = None,
-        sink: Sink | None = None,
+        **particulars: Unpack[Particulars],
     ) -> Answer:
         """About the blob of this name, unless there is another `path`."""
         path, query = path or self._target(name), wire.query(parameters or {})
@@ -489,11 +495,8 @@ class Container:
             target=f"{path}?{query}" if query else path,
             token=self._token,
             renew=self._renew,
-            copy_source=copy_source,
             headers={**(headers or {}), **await content_md5(body)},
             body=body,
-            longest=longest,
-            verify=verify,
-            sink=sink,
+            **particulars,
         )
         return await self._client.send(request)

@@ -5,7 +5,7 @@ references. UTF-8 is the only encoding accepted, as it is the only one that the 
 another one a DTD would not be seen.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -18,23 +18,43 @@ class MalformedXML(ValueError):
     """The document is not XML, has a DTD, or is not of the kind expected."""
 
 
-def _read(document: bytes, target: object) -> Any:
-    """What the target of an XMLParser makes of the document."""
-    if b"<!DOCTYPE" in document:
-        raise MalformedXML("a document of the service has no DTD")
-    # Expat goes by a byte order mark even when told the encoding; in UTF-16 every "<" has a NUL.
-    if b"\0" in document:
-        raise MalformedXML("a document of the service is in UTF-8")
-    parser = ElementTree.XMLParser(target=target, encoding="utf-8")
-    try:
-        parser.feed(document)
-        return parser.close()
-    except ElementTree.ParseError as exc:
-        raise MalformedXML(str(exc)) from exc
+def _refuse_dtd(*doctype: str | None) -> None:
+    raise MalformedXML("a document of the service has no DTD")
 
 
-def _parse(document: bytes, root: str) -> ElementTree.Element:
-    element: ElementTree.Element = _read(document, ElementTree.TreeBuilder())
+class _Tree(ElementTree.TreeBuilder):
+    doctype = staticmethod(_refuse_dtd)
+
+
+class _Document:
+    """A document that comes in pieces; `target` is that of an XMLParser."""
+
+    def __init__(self, target: object) -> None:
+        self._parser = ElementTree.XMLParser(target=target, encoding="utf-8")
+
+    def feed(self, piece: bytes) -> None:
+        """Raises MalformedXML."""
+        # Expat goes by a byte order mark even when told the encoding; in UTF-16 every "<" has a
+        # NUL.
+        if b"\0" in piece:
+            raise MalformedXML("a document of the service is in UTF-8")
+        try:
+            self._parser.feed(piece)
+        except ElementTree.ParseError as exc:
+            raise MalformedXML(str(exc)) from exc
+
+    def close(self) -> Any:
+        """What the target makes of it. Raises MalformedXML for one that has not ended."""
+        try:
+            return self._parser.close()
+        except ElementTree.ParseError as exc:
+            raise MalformedXML(str(exc)) from exc
+
+
+def _parse(text: bytes, root: str) -> ElementTree.Element:
+    document = _Document(_Tree())
+    document.feed(text)
+    element: ElementTree.Element = document.close()
     if element.tag != root:
         raise MalformedXML(f"expected <{root}>, got <{element.tag}>")
     return element
@@ -75,6 +95,8 @@ class _Listing:
         self._snapshot = ""
         self._properties: dict[str, str] = {}
         self._metadata: dict[str, str] = {}
+
+    doctype = staticmethod(_refuse_dtd)
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
         self._depth = depth = self._depth + 1
@@ -130,10 +152,21 @@ class _Listing:
         return self._page
 
 
-def parse_listing(document: bytes) -> Page:
-    """The page that List Blobs answered, in its order. Raises ValueError for anything else."""
-    page: Page = _read(document, _Listing())
-    return page
+class ListingParser:
+    """Makes a page of what List Blobs answers, as that comes."""
+
+    def __init__(self) -> None:
+        self._document = _Document(_Listing())
+
+    def begin(self) -> Callable[[bytes], None]:
+        """Forget what came before; what takes the pieces. Raises ValueError for no listing."""
+        self._document = _Document(_Listing())
+        return self._document.feed
+
+    def close(self) -> Page:
+        """The page, in the service's order. Raises ValueError when it has not come whole."""
+        page: Page = self._document.close()
+        return page
 
 
 def parse_tags(document: bytes) -> dict[str, str]:

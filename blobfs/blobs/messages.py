@@ -3,7 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, TypedDict
 
 from blobfs.blobs.failures import failure
 from blobfs.blobs.model import BlobInfo, Version, info_from_headers, parse_date, parse_etag
@@ -14,6 +14,8 @@ from blobfs.sas import letters_of
 
 Renew = Callable[[str], Awaitable[bool]]
 """Given the token that was refused: whether the request may be sent again; waits for that."""
+
+Feed = Callable[[], Callable[[bytes], object]]
 
 REQUEST_ID = "x-ms-request-id"
 NOT_OF_SERVICE = "not an answer of the Blob service"
@@ -34,6 +36,8 @@ class Request:
     have; `verify` raises ValueError for one that is not what was asked for, which is then asked
     for again. With a `sink` the range that it lacks is asked for, `verify` is for the answer's
     head, and the body goes into it as it comes; what an attempt leaves out, the next one asks for.
+    `feed` is called for each attempt; what it returns is given the body's pieces as they come, and
+    raises ValueError as `verify` does.
     """
 
     operation: Operation
@@ -48,6 +52,7 @@ class Request:
     longest: int | None = None
     verify: Callable[["Answer"], object] | None = None
     sink: Sink | None = None
+    feed: Feed | None = None
 
     @property
     def body_size(self) -> int:
@@ -60,13 +65,24 @@ class Request:
         return Unavailable(self.describe(reason))
 
 
+class Particulars(TypedDict, total=False):
+    """What only some requests have: see `Request`."""
+
+    copy_source: str
+    longest: int
+    verify: Callable[["Answer"], object]
+    sink: Sink
+    feed: Feed
+
+
 @dataclass(slots=True)
 class Answer:
     """What the service answered, be it a success or not.
 
     `fields` are its headers by lower-case name, one of which may hold a copy's source with its
-    token; `metadata` is the blob's with case kept. `poured` is how many bytes of the body went into
-    a sink. `doubtful` says that an earlier attempt of the same request may have been applied.
+    token; `metadata` is the blob's with case kept. `poured` is how many bytes of the body went to
+    the request's sink or feed. `doubtful` says that an earlier attempt of the same request may
+    have been applied.
     """
 
     request: Request

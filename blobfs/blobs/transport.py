@@ -20,7 +20,8 @@ import trio
 _HEAD_LIMIT = 64 * 1024
 _READ = 64 * 1024
 _MOST_PIECES = 1024  # of one writev: IOV_MAX
-_CHUNKED_LIMIT = 64 * 1024 * 1024  # bodies of unknown length are listings and errors
+_UNKNOWN_LIMIT = 64 * 1024 * 1024  # bodies of unknown length are listings and errors
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")
 # In a header, by RFC 9110, 5.5; and NUL is what `packed` puts between the texts of a blob.
 _DANGEROUS = re.compile(rb"[\0\r\n]")
 
@@ -268,16 +269,14 @@ class _Connection:
     async def _head(self, timeout: float) -> bytes:
         return await self._until(b"\r\n\r\n", timeout)
 
-    async def read_into(self, body: memoryview, timeout: float) -> None:
-        """Fill `body`."""
-        size, filled = len(body), min(len(body), len(self._buffer))
-        body[:filled] = self._buffer[:filled]
-        del self._buffer[:filled]
-        while filled < size:
-            count = await self._receive(body[filled:], timeout)
-            if count == 0:
-                raise httpx.RemoteProtocolError(f"{filled} bytes of a body of {size} bytes")
-            filled += count
+    async def some(self, most: int, timeout: float) -> bytes:
+        """The next bytes, `most` at most; none at the end."""
+        if not self._buffer:
+            count = await self._receive(self._piece[:most], timeout)
+            return bytes(self._piece[:count])
+        taken = bytes(self._buffer[:most])
+        del self._buffer[: len(taken)]
+        return taken
 
     async def read_to_sink(self, sink: Sink, size: int, timeout: float) -> None:
         """Fill the sink with the `size` bytes of a body, for which it has room."""
@@ -295,36 +294,19 @@ class _Connection:
             sink.filled(count)
             left -= count
 
-    async def read_chunked(self, timeout: float) -> bytearray:
-        body = bytearray()
-        while True:
-            line = (await self._until(b"\r\n", timeout)).split(b";")[0].strip()
-            try:
-                size = int(line, 16)
-            except ValueError:
-                raise httpx.RemoteProtocolError("a chunk without a size") from None
-            if size < 0:
-                raise httpx.RemoteProtocolError("a chunk without a size")
-            if size == 0:
-                while await self._until(b"\r\n", timeout):
-                    pass  # trailers
-                return body
-            if len(body) + size > _CHUNKED_LIMIT:
-                raise httpx.RemoteProtocolError("an answer is too long")
-            start = len(body)
-            body.extend(bytes(size))
-            with memoryview(body) as view:
-                await self.read_into(view[start:], timeout)
-            if await self._until(b"\r\n", timeout):
-                raise httpx.RemoteProtocolError("a chunk is longer than it says")
+    async def chunk_size(self, timeout: float) -> int:
+        """Of the next chunk; 0 after the last one, with its trailers read."""
+        line = (await self._until(b"\r\n", timeout)).split(b";")[0].strip()
+        if not _CHUNK_SIZE.fullmatch(line):
+            raise httpx.RemoteProtocolError("a chunk without a size")
+        size = int(line, 16)
+        while not size and await self._until(b"\r\n", timeout):
+            pass
+        return size
 
-    async def read_to_end(self, timeout: float) -> bytearray:
-        body, self._buffer = self._buffer, bytearray()
-        while count := await self._receive(self._piece, timeout):
-            body += self._piece[:count]
-            if len(body) > _CHUNKED_LIMIT:
-                raise httpx.RemoteProtocolError("an answer is too long")
-        return body
+    async def end_chunk(self, timeout: float) -> None:
+        if await self._until(b"\r\n", timeout):
+            raise httpx.RemoteProtocolError("a chunk is longer than it says")
 
 
 def _parse_head(head: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
@@ -343,7 +325,7 @@ def _parse_head(head: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
 
 
 class _Answer(httpx.AsyncByteStream):
-    """The body of an answer, read whole when it is asked for; in a sink there is nothing left."""
+    """The body of an answer, in the pieces in which it comes; with a sink it goes there."""
 
     def __init__(
         self,
@@ -370,6 +352,8 @@ class _Answer(httpx.AsyncByteStream):
         elif length.isdigit() and not self._chunked:
             self._length = int(length)
         self._keeps = b"close" not in fields.get(b"connection", b"").lower()
+        self._left = self._length or 0  # of the body, or of a chunk
+        self._size = 0
         self._done = self._length == 0
         self._closed = False
 
@@ -377,22 +361,43 @@ class _Answer(httpx.AsyncByteStream):
         return self
 
     async def __anext__(self) -> bytes:
+        piece = b""
         if self._done:
             raise StopAsyncIteration
-        body: bytearray
-        if self._chunked:
-            body = await self._connection.read_chunked(self._timeout)
-        elif self._length is not None and self._sink is not None:
+        if self._sink is not None and self._length is not None:
             await self._connection.read_to_sink(self._sink, self._length, self._timeout)
-            body = bytearray()
+            self._left = 0
+        elif self._chunked:
+            piece = await self._of_chunk()
         elif self._length is not None:
-            body = bytearray(self._length)
-            await self._connection.read_into(memoryview(body), self._timeout)
+            piece = await self._of_rest()
         else:
+            piece = await self._connection.some(_READ, self._timeout)
             self._keeps = False
-            body = await self._connection.read_to_end(self._timeout)
-        self._done = True
-        return body  # type: ignore[return-value]  # a buffer, which is as good
+        self._size += len(piece)
+        if self._length is None and self._size > _UNKNOWN_LIMIT:
+            raise httpx.RemoteProtocolError("an answer is too long")
+        self._done = not piece if self._length is None else self._left == 0
+        if not piece:
+            raise StopAsyncIteration
+        return piece
+
+    async def _of_rest(self) -> bytes:
+        piece = await self._connection.some(min(self._left, _READ), self._timeout)
+        self._left -= len(piece)
+        if not piece:
+            raise httpx.RemoteProtocolError(f"{self._left} bytes of a body are missing")
+        return piece
+
+    async def _of_chunk(self) -> bytes:
+        if self._left == 0:
+            self._left = await self._connection.chunk_size(self._timeout)
+            if self._left == 0:
+                return b""
+        piece = await self._of_rest()
+        if self._left == 0:
+            await self._connection.end_chunk(self._timeout)
+        return piece
 
     async def aclose(self) -> None:
         if self._closed:
