@@ -86,15 +86,9 @@ class Container:
         def verify(answer: Answer) -> None:
             found[:] = [check_page(parser.close(), prefix, marker)]
 
-        asked: dict[str, str | int] = {
-            "restype": "container",
-            "comp": "list",
-            "include": include,
-            "maxresults": max_results,
-            "delimiter": delimiter,
-            "prefix": prefix,
-            "marker": marker,
-        }
+        asked: dict[str, str | int] = {"restype": "container", "comp": "list", "include": include}
+        asked |= {"maxresults": max_results, "delimiter": delimiter}
+        asked |= {"prefix": prefix, "marker": marker}
         answer = await self._ask(
             operations.LIST_BLOBS,
             prefix,
