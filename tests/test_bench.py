@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmarks.results import Result, Sample, from_json, misses, ratio, table, to_json
+from scripts.benchmarks.results import (
+    BARE,
+    Result,
+    Sample,
+    from_json,
+    misses,
+    ratio,
+    table,
+    to_json,
+)
 
 GIB = 2**30
 ROOT = Path(__file__).parents[1]
@@ -54,6 +63,12 @@ def test_a_ratio_below_its_goal_is_reported() -> None:
     reached = [measured("blobfs", 1.0), measured("rclone off", 2.0)]
     assert misses(missed) == ["read on azurite: ratio 1.90, the goal is 2"]
     assert misses(reached) == []
+
+
+def test_a_goal_that_is_out_of_reach_is_told_with_what_the_service_alone_takes() -> None:
+    results = [measured("blobfs", 1.0), measured("rclone off", 1.2), measured(BARE, 0.8)]
+    (line,) = misses(results)
+    assert line == "read on azurite: ratio 1.20, the goal is 2; bare requests: 1.50"
 
 
 def test_more_requests_than_the_goal_are_reported_but_not_those_of_others() -> None:

@@ -179,7 +179,8 @@ def test_a_mount_ends_in_time_when_nothing_is_answered(
 def stuck_readers(mount: Mount, silence: Silence, numbers: range) -> Iterator[None]:
     """Readers of as many open files, none of which gets its content before the block is over, and
     the first of which fails then."""
-    files = [os.open(mount.path / f"here/{n}", os.O_RDONLY | os.O_DIRECT) for n in numbers]
+    # For writing, too: what is opened for reading alone is fetched at once.
+    files = [os.open(mount.path / f"here/{n}", os.O_RDWR | os.O_DIRECT) for n in numbers]
     silence.over(lambda asked: call_of(asked) == GET and asked.name.startswith("here/"))
     held = silence.held
     with ThreadPoolExecutor(len(files)) as pool:

@@ -657,7 +657,8 @@ def test_a_read_that_cannot_reach_the_service_is_EIO_in_time(
     with mounted(
         over(line, azurite), container, tmp_path, "timeout=2s", key_file=key_file
     ) as mount:
-        file = os.open(mount.path / "file", os.O_RDONLY | os.O_DIRECT)
+        # for writing, too: what is opened for reading alone is fetched at once
+        file = os.open(mount.path / "file", os.O_RDWR | os.O_DIRECT)
         try:
             getattr(line, how)()
             started = monotonic()

@@ -52,7 +52,7 @@ class Request:
     longest: int | None = None
     verify: Callable[["Answer"], object] | None = None
     sink: Sink | None = None
-    feed: Feed | None = None
+    feed: Feed | None = field(default=None, repr=False)
 
     @property
     def body_size(self) -> int:

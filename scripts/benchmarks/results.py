@@ -10,6 +10,9 @@ BLOBFS = "blobfs"
 REFERENCES = ("curl", "rclone off", "rclone full")
 """What blobfs is compared with: the first of these that could do the workload."""
 
+BARE = "bare requests"
+"""Who makes the fewest requests that a workload can do with: see bare.py."""
+
 GIB = 2**30
 
 
@@ -76,13 +79,22 @@ def ratio(group: Sequence[Result]) -> float | None:
     return reference / done[BLOBFS]
 
 
+def limit(group: Sequence[Result]) -> float | None:
+    """How many times faster than the reference the service answers the fewest requests."""
+    done = {result.peer: result.median() for result in group if result.samples}
+    reference = next((done[peer] for peer in REFERENCES if peer in done), None)
+    return None if reference is None or BARE not in done else reference / done[BARE]
+
+
 def misses(results: Iterable[Result]) -> list[str]:
     """One line for each of blobfs's goals that was not reached."""
     lines = []
     for (workload, service), group in by_workload(results).items():
         goal, reached = group[0].goal, ratio(group)
         if goal is not None and reached is not None and reached < goal:
-            lines.append(f"{workload} on {service}: ratio {reached:.2f}, the goal is {goal:g}")
+            line = f"{workload} on {service}: ratio {reached:.2f}, the goal is {goal:g}"
+            most = limit(group)
+            lines.append(line if most is None else f"{line}; {BARE}: {most:.2f}")
         for result in group:
             if result.peer == BLOBFS and result.samples:
                 lines += [

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from scripts.benchmarks import ceiling, machine, services
+from scripts.benchmarks import bare, ceiling, machine, services
 from scripts.benchmarks.ceiling import Ceiling, Ceilings
 from scripts.benchmarks.peers import Blobfs, Mounted, Peer, Rclone
-from scripts.benchmarks.results import Result, Sample
+from scripts.benchmarks.results import BARE, Result, Sample
 from scripts.benchmarks.services import Service, Stage
 from scripts.benchmarks.sources import Scale, Sources
 from scripts.benchmarks.workloads import Run, Workload
@@ -68,6 +68,8 @@ class Runner:
         if service == "ceiling":
             return self._rounds_of(workload, service, self._ceiling_runs(workload))
         runs = {peer.name: self._mounted_run(workload, service, peer) for peer in self._peers}
+        if workload.bare is not None:
+            runs[BARE] = self._bare_run(workload, service, workload.bare)
         return self._rounds_of(workload, service, runs)
 
     def _rounds_of(
@@ -114,6 +116,25 @@ class Runner:
 
         return run
 
+    def _bare_run(
+        self,
+        workload: Workload,
+        service_name: str,
+        transfers: Callable[[bare.Place], list[bare.Transfer]],
+    ) -> Callable[[], Sample]:
+        def run() -> Sample:
+            stage = self._stage_for(workload)
+            stage.fixture(self._blobfs, workload, next(self._numbers))
+            service = stage.stage.service(service_name)
+            target = f"bare-{next(self._numbers)}"
+            place = bare.Place(service, self._blobfs.folder, self._sources, target)
+            argv = bare.command(
+                transfers(place), self._root / "curl.conf", parallel=workload.at_once
+            )
+            return self._timed(service, argv)
+
+        return run
+
     def _stage_for(self, workload: Workload) -> "_FilledStage":
         """Workloads with the same fixture share an Azurite, until it takes up too much disk."""
         stage = self._stage
@@ -145,7 +166,9 @@ class Runner:
 
     def _curl(self, service: Ceiling, workload: Workload) -> Sample:
         assert workload.curl is not None
-        argv = workload.curl(f"{service.url}/file", service.file)
+        return self._timed(service, workload.curl(f"{service.url}/file", service.file))
+
+    def _timed(self, service: Service, argv: Sequence[str | Path]) -> Sample:
         service.start_counting()
         start = time.monotonic()
         self._commands.run(*argv)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.benchmarks import machine
+from scripts.benchmarks.bare import Place, Transfer, blob, files, listing
 from scripts.benchmarks.sources import MIB, Scale, Sources
 
 AZURITE = ("azurite", "azurite+10ms", "azurite+40ms")
@@ -58,6 +59,10 @@ class Workload:
     """The container of the ceiling."""
     curl: Callable[[str, Path], list[str | Path]] | None = None
     """The reference on the ceiling: a command, given the blob's URL and a file of its size."""
+    bare: Callable[[Place], list[Transfer]] | None = None
+    """The fewest requests to Azurite that do it."""
+    at_once: bool = False
+    """Whether those can be made in parallel."""
 
     def goal_on(self, service: str) -> float | None:
         return self.ceiling_goal if service == "ceiling" else self.goal
@@ -240,6 +245,32 @@ def _upload(url: str, file: Path) -> list[str | Path]:
     # fmt: on
 
 
+# The fewest requests
+
+
+def _get(fixture: str) -> Callable[[Place], list[Transfer]]:
+    return lambda place: [blob(place, name) for name in files(getattr(place.sources, fixture))]
+
+
+def _put(fixture: str) -> Callable[[Place], list[Transfer]]:
+    return lambda place: [
+        blob(place, f"{place.target}/{path.name}", upload=path)
+        for path in sorted(getattr(place.sources, fixture).iterdir())
+    ]
+
+
+def _list_small(place: Place) -> list[Transfer]:
+    return [listing(place, ""), listing(place, "small")]
+
+
+def _list_many(place: Place) -> list[Transfer]:
+    folders = sorted(path.name for path in place.sources.many.iterdir())
+    return [
+        *(listing(place, name) for name in ("", "many")),
+        *(listing(place, f"many/{name}") for name in folders),
+    ]
+
+
 def _random(name: str, block: int, jobs: int) -> Workload:
     return Workload(
         name,
@@ -283,6 +314,7 @@ WORKLOADS = (
         ceiling_goal=0.4,
         ceiling="big",
         curl=_download,
+        bare=_get("big"),
     ),
     Workload(
         "first-byte",
@@ -303,6 +335,8 @@ WORKLOADS = (
         fixture="four",
         payload=lambda scale: 4 * scale.one_of_four,
         goal=2,
+        bare=_get("four"),
+        at_once=True,
     ),
     Workload(
         "cat",
@@ -311,14 +345,16 @@ WORKLOADS = (
         fixture="small",
         payload=_small,
         goal=2,
+        bare=_get("small"),
     ),
-    Workload("stat", lambda s: f"stat, {_count(s)}", stat, fixture="small"),
+    Workload("stat", lambda s: f"stat, {_count(s)}", stat, fixture="small", bare=_list_small),
     Workload(
         "rsync-again",
         lambda s: f"rsync -a, {_count(s)}, again",
         rsync_again,
         fixture="small",
         goal=2,
+        bare=_list_small,
     ),
     Workload(
         "cat-one",
@@ -365,8 +401,9 @@ WORKLOADS = (
         fixture="many",
         goal=2,
         at_most=lambda scale: {"requests": scale.directories + 2},  # those and the two above
+        bare=_list_many,
     ),
-    Workload("find", lambda s: f"find, {_many(s)}", find, fixture="many", goal=2),
+    Workload("find", lambda s: f"find, {_many(s)}", find, fixture="many", goal=2, bare=_list_many),
     Workload(
         "append",
         lambda scale: f"append 1 KiB to {size(scale.grown)}",
@@ -382,10 +419,22 @@ WORKLOADS = (
         writes=True,
     ),
     Workload(
-        "create", lambda s: f"cp -r, {_count(s)}", create, writes=True, payload=_small, goal=2
+        "create",
+        lambda s: f"cp -r, {_count(s)}",
+        create,
+        writes=True,
+        payload=_small,
+        goal=2,
+        bare=_put("small"),
     ),
     Workload(
-        "rsync", lambda s: f"rsync -a, {_count(s)}", rsync, writes=True, payload=_small, goal=2
+        "rsync",
+        lambda s: f"rsync -a, {_count(s)}",
+        rsync,
+        writes=True,
+        payload=_small,
+        goal=2,
+        bare=_put("small"),
     ),
     Workload("clone", lambda s: f"git clone, {s.repository_files:,} files", clone, writes=True),
     Workload("untar", lambda s: f"untar, {s.repository_files:,} files", untar, writes=True),
@@ -400,6 +449,7 @@ WORKLOADS = (
         ceiling_goal=0.3,
         ceiling="big",
         curl=_upload,
+        bare=_put("big"),
     ),
     Workload(
         "write-4",
@@ -408,6 +458,8 @@ WORKLOADS = (
         writes=True,
         payload=lambda scale: 4 * scale.one_of_four,
         goal=2,
+        bare=_put("four"),
+        at_once=True,
     ),
     Workload(
         "read-huge",
