@@ -5,7 +5,7 @@
     listing    a directory's entries from pages of List Blobs
     tree       lookup and reading directories
     files      open files: read, write, truncate, flush, release
-    ahead      small files read one after another
+    ahead      what is worked on one after another
     commit     from a draft to a stored version; conflicts; recovery
     namespace  create, mkdir, symlink, unlink, rmdir, rename
     moving     renaming a directory

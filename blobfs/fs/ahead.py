@@ -1,9 +1,10 @@
-"""Small files that are read one after another: the next ones are fetched before they are asked for.
+"""What is worked on one after another: the next ones are fetched before they are asked for.
 
 What reads a directory (`cp -r`, `tar`, `grep -r`, `cat *`) reads its files in the order of their
-names, each when it is done with the one before, so that each costs it a round trip. The kernel
-knows nothing of that, but here it shows. Only nodes are fetched of which the kernel has looked up
-the attributes, so nothing is listed for it.
+names, each when it is done with the one before, so that each costs it a round trip; and what walks
+a tree (`find`, `ls -R`) so lists its directories. The kernel knows nothing of that, but here it
+shows. Only nodes are fetched of which the kernel has looked up the attributes, so nothing is listed
+to find them.
 """
 
 import logging
@@ -29,58 +30,75 @@ STREAK = 3
 """Files that are read in order before more are fetched than were asked for."""
 
 GAP = 4
-"""Names that may lie between two files that are read in order: directories, links, large files."""
+"""Names that may lie between two files that are read in order: links, large files."""
 
 MOST = 8
 """Files that are fetched ahead: half of the requests that a mount makes at once."""
 
 RUNS = 16
-"""Directories in which one is looked for."""
+"""Directories in which an order is looked for."""
 
 
 @dataclass(slots=True)
 class _Run:
-    """The reading of one directory, as far as it is in order."""
+    """The work on one directory's entries, as far as it is in order."""
 
     path: str
-    recent: deque[str] = field(default_factory=lambda: deque(maxlen=STREAK))
-    names: list[str] = field(default_factory=list)  # of all nodes, once it is in order
+    recent: deque[str]
+    names: list[str] = field(default_factory=list)  # of all like them, once it is in order
     window: int = 1
-    asked: int = 0  # the place in `names` up to which files were fetched
+    asked: int = 0  # the place in `names` up to which they were fetched
 
 
-class Ahead:
-    """The looking ahead of one mount; its requests run in the store's nursery."""
+class InOrder:
+    """Sees when the entries of a directory are worked on in the order of their names."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, streak: int) -> None:
+        """`streak` in order, and more are expected."""
+        self._streak = streak
         self._runs: LRUCache[int, _Run] = LRUCache(RUNS)
 
-    def read(self, node: Node) -> None:
-        """The beginning of this file is being read, from the service or from memory."""
+    def after(self, node: Node) -> list[Node]:
+        """Work on this one begins: those that are to be fetched now, each told once."""
         directory = node.parent
-        if directory is None or not 0 < node.plain_size <= SMALL:
-            return
+        if directory is None:
+            return []
         run = self._runs.get(directory.ino)
         if run is None or run.path != directory.path:
-            run = self._runs[directory.ino] = _Run(directory.path)
+            recent: deque[str] = deque(maxlen=self._streak)
+            run = self._runs[directory.ino] = _Run(directory.path, recent)
         if run.recent and run.recent[-1] == node.name:
-            return
+            return []
         run.recent.append(node.name)
-        if len(run.recent) < STREAK:
-            return
+        if len(run.recent) < self._streak:
+            return []
         if not run.names:
-            run.names = sorted(directory.children)
+            is_alike = node.is_directory
+            children = directory.children.items()
+            run.names = sorted(name for name, it in children if it.is_directory == is_alike)
         place = _place(run)
         if place < 0:
             run.names, run.window, run.asked = [], 1, 0
-            return
+            return []
         run.window = min(run.window * 2, MOST)
         begin, run.asked = max(run.asked, place + 1), max(run.asked, place + 1 + run.window)
-        for name in run.names[begin : run.asked]:
-            following = directory.children.get(name)
-            if following is not None and self._is_wanted(following):
-                self._store.nursery.start_soon(self._fetch, following)
+        following = (directory.children.get(name) for name in run.names[begin : run.asked])
+        return [each for each in following if each is not None]
+
+
+class Ahead:
+    """Fetches small files ahead; its requests run in the store's nursery."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._in_order = InOrder(STREAK)
+
+    def read(self, node: Node) -> None:
+        """The beginning of this file is being read, from the service or from memory."""
+        if 0 < node.plain_size <= SMALL:
+            for following in self._in_order.after(node):
+                if self._is_wanted(following):
+                    self._store.nursery.start_soon(self._fetch, following)
 
     def _is_wanted(self, node: Node) -> bool:
         return (

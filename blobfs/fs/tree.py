@@ -13,11 +13,14 @@ import trio
 
 from blobfs.attributes import Kind, kind_of
 from blobfs.blobs import BlobInfo
-from blobfs.errors import NotFound, PosixError
+from blobfs.errors import BlobfsError, NotFound, PosixError
+from blobfs.fs.ahead import InOrder
 from blobfs.fs.listing import CACHED_DIRECTORY, Entry, Listing, Listings, Scan, Scanner
 from blobfs.fs.store import Store
 from blobfs.inodes import Node
 from blobfs.names import HIDDEN_PREFIX, is_storable
+
+log = logging.getLogger(__name__)
 
 PROBES = 3
 """Stale files asked for one by one before the whole directory is listed again."""
@@ -25,6 +28,13 @@ PROBES = 3
 
 CHUNK = 256
 """Entries of which nodes are made at a time while a directory is read (a reply holds some 200)."""
+
+
+STREAK = 2
+"""Directories that are read in order before more are listed than were asked for."""
+
+LEAST_TTL = 1.0
+"""Seconds that a listing must be fresh for to be worth having early."""
 
 
 class Walk:
@@ -37,6 +47,7 @@ class Walk:
         self._store = store
         self._directory = directory
         self._page_size = page_size
+        self._path = directory.path
         name = store.blob_name(directory)
         self._prefix = name + "/" if name else ""
         self._scanner = Scanner(self._prefix)
@@ -80,7 +91,8 @@ class Walk:
                     self._entries.pop(name, None)
                 else:
                     self._entries[name] = entry
-            store.listings.put(directory, Listing(self._entries, self._fresh_until))
+            if directory.path == self._path:  # else this is the listing of where it was
+                store.listings.put(directory, Listing(self._entries, self._fresh_until))
         marker = self._scanner.own_marker
         if marker is not None and not (directory.is_stored or directory.is_local):
             directory.info = marker
@@ -119,6 +131,7 @@ class Tree:
         self._listings: Listings = store.listings
         self._page_size = page_size
         self._loading: dict[int, trio.Event] = {}
+        self._in_order = InOrder(STREAK)
 
     # Lookup
 
@@ -170,8 +183,7 @@ class Tree:
 
     async def _load(self, directory: Node) -> Listing | None:
         """List one page; None when that is not all of it. Readers share one request."""
-        while (event := self._loading.get(directory.ino)) is not None:
-            await event.wait()
+        while await self._loaded_by_others(directory):
             listing = self._fresh_listing(directory)
             if listing is not None or directory.big:
                 return listing
@@ -185,6 +197,38 @@ class Tree:
             del self._loading[directory.ino]
             event.set()
         return self._fresh_listing(directory)
+
+    async def _loaded_by_others(self, directory: Node) -> bool:
+        """Wait while somebody lists it; whether somebody did."""
+        event = self._loading.get(directory.ino)
+        if event is not None:
+            await event.wait()
+        return event is not None
+
+    def _list_ahead(self, directory: Node) -> None:
+        """It is being read: those that will be read next are listed, if there is an order."""
+        store = self._store
+        if store.policy.metadata_ttl < LEAST_TTL:
+            return
+        for following in self._in_order.after(directory):
+            if following.volume is None and not following.big:
+                following.lookups += 1  # not to be let go meanwhile
+                store.nursery.start_soon(self._load_ahead, following)
+
+    async def _load_ahead(self, directory: Node) -> None:
+        """Raises nothing: who reads the directory asks again, and is told what is wrong."""
+        try:
+            with trio.move_on_after(self._store.write_policy.timeout):
+                await self._store.at_rest(directory)
+                if directory.is_linked and self._fresh_listing(directory) is None:
+                    await self._load(directory)
+        except BlobfsError as exc:
+            log.debug("%s: not listed ahead: %s", directory.path, exc)
+        except Exception:  # nobody waits for it, and it must not end the mount
+            log.exception("%s: a bug in blobfs", directory.path)
+        finally:
+            directory.lookups -= 1
+            self._inodes.release(directory)
 
     async def _probe(self, parent: Node, name: str) -> Node:
         """Ask for one name: a blob, or anything below it."""
@@ -299,6 +343,9 @@ class Tree:
 
     async def _more(self, stream: Stream) -> list[tuple[str, Entry | None]] | None:
         if not stream.started:
+            self._list_ahead(stream.directory)
+            while await self._loaded_by_others(stream.directory):
+                pass
             return self._first_page(stream)
         if stream.walk is None or stream.walk.ended:
             return None
