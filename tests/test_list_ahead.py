@@ -1,0 +1,170 @@
+"""Directories that are listed in the order of their names: the next ones are listed already."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import parse_qs, unquote
+
+import httpx
+import pytest
+import trio
+import trio.testing
+
+from blobfs.fs.ahead import GAP, MOST
+from blobfs.fs.tree import STREAK
+from tests.azurite import Azurite
+from tests.bare_host import Host, Service, Wanted
+
+COUNT = 24
+DIRECTORIES = [f"d{number:02}" for number in range(COUNT)]
+
+
+@pytest.fixture
+def service(azurite: Azurite, container: str, tmp_path: Path) -> Service:
+    service = Service(azurite, container, tmp_path)
+    for name in DIRECTORIES:
+        service.sdk.upload_blob(f"{name}/file", b"", metadata={"permissions": "33188"})
+    return service
+
+
+def listing_of(directory: str) -> Wanted:
+    """Lists of this directory as it is shown (a rename lists all that is below)."""
+
+    def wanted(request: httpx.Request) -> bool:
+        query = parse_qs(request.url.raw_path.decode().partition("?")[2])
+        is_list = query.get("comp") == ["list"] and "delimiter" in query
+        prefix = unquote(query.get("prefix", [""])[0]).rstrip("/")
+        return is_list and prefix == directory
+
+    return wanted
+
+
+def listed(service: Service) -> list[str]:
+    """The directories that the service was asked for since the last call, in order."""
+    asked = [
+        request.query.get("prefix", "").rstrip("/")
+        for request in service.azurite.requests()
+        if request.query.get("comp") == "list"
+    ]
+    service.azurite.reset_requests()
+    return sorted(filter(None, asked))
+
+
+async def walk(host: Host, directories: Sequence[str]) -> None:
+    for directory in directories:
+        assert await host.entries(directory) == ["file"]
+
+
+async def settled() -> None:
+    """Nothing is under way any more."""
+    await trio.testing.wait_all_tasks_blocked(0.2)
+
+
+async def shown(host: Host, service: Service) -> None:
+    """The kernel knows all directories, and nothing of what is in them."""
+    assert await host.entries() == DIRECTORIES
+    for name in DIRECTORIES:
+        await host.node(name)
+    listed(service)
+
+
+async def test_after_some_in_order_the_next_are_listed(service: Service) -> None:
+    async with service.host(ttl=3600) as host:
+        await shown(host, service)
+        await walk(host, DIRECTORIES[:STREAK])
+        await settled()
+        assert listed(service) == DIRECTORIES[: STREAK + 2]
+
+
+async def test_each_is_listed_once(service: Service) -> None:
+    async with service.host(ttl=3600) as host:
+        await shown(host, service)
+        await walk(host, DIRECTORIES)
+        await settled()
+        assert listed(service) == DIRECTORIES
+
+
+async def test_no_more_than_a_few_are_listed_in_vain(service: Service) -> None:
+    async with service.host(ttl=3600) as host:
+        await shown(host, service)
+        await walk(host, DIRECTORIES[:8])
+        await settled()
+        assert len(listed(service)) <= 8 + MOST
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param([20, 3, 11, 2, 17, 9], id="in no order"),
+        pytest.param(list(range(0, COUNT, GAP + 1)), id="far apart"),
+        pytest.param([5], id="one"),
+    ],
+)
+async def test_others_are_listed_alone(service: Service, chosen: list[int]) -> None:
+    async with service.host(ttl=3600) as host:
+        await shown(host, service)
+        await walk(host, [DIRECTORIES[number] for number in chosen])
+        await settled()
+        assert listed(service) == sorted(DIRECTORIES[number] for number in chosen)
+
+
+async def test_what_is_asked_anew_each_time_is_not_listed_early(service: Service) -> None:
+    async with service.host(ttl=0) as host:
+        await shown(host, service)
+        await walk(host, DIRECTORIES[:5])
+        await settled()
+        assert set(listed(service)) == set(DIRECTORIES[:5])
+
+
+async def test_who_reads_one_that_is_being_listed_waits_for_that(service: Service) -> None:
+    async with service.host(ttl=3600) as host:
+        await shown(host, service)
+        go_on = trio.Event()
+        with host.faults.delayed(listing_of("d02"), go_on):
+            await walk(host, DIRECTORIES[:2])
+            await host.faults.met.wait()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(walk, host, ["d02"])
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                go_on.set()
+        await settled()
+        assert listed(service).count("d02") == 1
+
+
+async def test_a_failure_is_for_who_reads_the_directory(service: Service) -> None:
+    async with service.host(ttl=3600) as host:
+        await shown(host, service)
+        with host.faults.denied(listing_of("d02")):
+            await walk(host, DIRECTORIES[:2])
+            await settled()
+        await walk(host, ["d02", "d03"])
+
+
+async def test_what_was_listed_under_another_name_is_not_taken_for_the_new_one(
+    service: Service,
+) -> None:
+    async with service.host(ttl=3600) as host:
+        await shown(host, service)
+        go_on = trio.Event()
+        with host.faults.delayed(listing_of("d02"), go_on):
+            await walk(host, DIRECTORIES[:2])
+            await host.faults.met.wait()
+            await host.rename("d02", "moved")
+            go_on.set()
+            await settled()
+        service.sdk.upload_blob("moved/later", b"", metadata={"permissions": "33188"})
+        assert await host.entries("moved") == ["file", "later"]
+
+
+async def test_what_this_host_changes_meanwhile_outranks_the_listing(service: Service) -> None:
+    async with service.host(ttl=3600) as host:
+        await shown(host, service)
+        go_on = trio.Event()
+        with host.faults.delayed(listing_of("d02"), go_on):
+            await walk(host, DIRECTORIES[:2])
+            await host.faults.met.wait()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(host.write, "d02/new", b"x")
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                go_on.set()
+        await settled()
+        assert await host.entries("d02") == ["file", "new"]
