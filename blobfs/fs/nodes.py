@@ -258,9 +258,10 @@ class Nodes:
 
     async def settle_size(self, node: Node) -> None:
         """Make sure of the exact plaintext size, which costs requests for protocol 1.0 only."""
-        info = node.info
-        if node.plain_size >= 0 or info is None:
+        if node.plain_size >= 0 or not node.is_stored:  # as a rule: `info` would be unpacked
             return
+        info = node.info
+        assert info is not None
         node.lookups += 1  # not to be let go meanwhile by those who have no use for it
         try:
             size = await self.reader.exact_size(lambda: self.locate(node), info, node.kind)
