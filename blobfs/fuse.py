@@ -68,7 +68,8 @@ def _handler(
             seconds = deadline(self, *args)
             began = perf_counter()
             try:
-                with trio.move_on_after(seconds):
+                # not move_on_after, whose generator is a tenth of what a lookup takes
+                with trio.CancelScope(deadline=trio.current_time() + seconds):
                     return await operation(self, *args, **kwargs)
                 code = self._failed(name, args, Unavailable(f"no answer within {seconds:g} s"))
             except Exception as exc:  # never BaseException: Cancelled must pass
