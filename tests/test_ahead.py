@@ -1,4 +1,4 @@
-"""Small files that are read in the order of their names: the next ones are there already."""
+"""What will be read is there already: what was opened, and small files in the order of names."""
 
 import itertools
 import os
@@ -69,6 +69,14 @@ def read(mount: Mount, *numbers: int) -> None:
 
 def names(*numbers: int) -> list[str]:
     return [f"f{number:02}" for number in numbers]
+
+
+def test_what_is_opened_for_reading_alone_is_fetched_before_it_is_read(
+    azurite: Azurite, mount: Mount
+) -> None:
+    for number, flags in ((3, os.O_RDONLY), (7, os.O_WRONLY), (11, os.O_RDWR)):
+        os.close(os.open(mount.path / f"f{number:02}", flags))
+    assert_fetched(azurite, ["f03"])
 
 
 def test_after_some_files_in_order_the_next_are_fetched(azurite: Azurite, mount: Mount) -> None:
