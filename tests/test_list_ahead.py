@@ -1,6 +1,7 @@
 """Directories that are listed in the order of their names: the next ones are listed already."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, unquote
 
@@ -115,17 +116,24 @@ async def test_what_is_asked_anew_each_time_is_not_listed_early(service: Service
         assert set(listed(service)) == set(DIRECTORIES[:5])
 
 
-async def test_who_reads_one_that_is_being_listed_waits_for_that(service: Service) -> None:
+@asynccontextmanager
+async def listing_held(service: Service) -> AsyncIterator[tuple[Host, Callable[[], None]]]:
+    """A host on which d02 is being listed ahead; the answer comes when the function is called."""
     async with service.host(ttl=3600) as host:
         await shown(host, service)
-        go_on = trio.Event()
-        with host.faults.delayed(listing_of("d02"), go_on):
+        answer = trio.Event()
+        with host.faults.delayed(listing_of("d02"), answer):
             await walk(host, DIRECTORIES[:2])
             await host.faults.met.wait()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(walk, host, ["d02"])
-                await trio.testing.wait_all_tasks_blocked(0.05)
-                go_on.set()
+            yield host, answer.set
+
+
+async def test_who_reads_one_that_is_being_listed_waits_for_that(service: Service) -> None:
+    async with listing_held(service) as (host, answer):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(walk, host, ["d02"])
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            answer()
         await settled()
         assert listed(service).count("d02") == 1
 
@@ -142,29 +150,19 @@ async def test_a_failure_is_for_who_reads_the_directory(service: Service) -> Non
 async def test_what_was_listed_under_another_name_is_not_taken_for_the_new_one(
     service: Service,
 ) -> None:
-    async with service.host(ttl=3600) as host:
-        await shown(host, service)
-        go_on = trio.Event()
-        with host.faults.delayed(listing_of("d02"), go_on):
-            await walk(host, DIRECTORIES[:2])
-            await host.faults.met.wait()
-            await host.rename("d02", "moved")
-            go_on.set()
-            await settled()
+    async with listing_held(service) as (host, answer):
+        await host.rename("d02", "moved")
+        answer()
+        await settled()
         service.sdk.upload_blob("moved/later", b"", metadata={"permissions": "33188"})
         assert await host.entries("moved") == ["file", "later"]
 
 
 async def test_what_this_host_changes_meanwhile_outranks_the_listing(service: Service) -> None:
-    async with service.host(ttl=3600) as host:
-        await shown(host, service)
-        go_on = trio.Event()
-        with host.faults.delayed(listing_of("d02"), go_on):
-            await walk(host, DIRECTORIES[:2])
-            await host.faults.met.wait()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(host.write, "d02/new", b"x")
-                await trio.testing.wait_all_tasks_blocked(0.05)
-                go_on.set()
+    async with listing_held(service) as (host, answer):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.write, "d02/new", b"x")
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            answer()
         await settled()
         assert await host.entries("d02") == ["file", "new"]
