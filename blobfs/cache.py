@@ -23,8 +23,8 @@ class Buffers:
 
     def take(self, size: int) -> bytearray:
         """At least `size` bytes, whatever is in them."""
-        if not self._size // 2 < size <= self._size:
-            return bytearray(size)
+        if not self._size * 7 // 8 < size <= self._size:
+            return bytearray(size)  # of one much larger, the cache would have to bear the cost
         for index, buffer in enumerate(self._given):
             if _is_unshared(buffer):
                 del self._given[index]

@@ -114,7 +114,8 @@ class Flight:
 
     def begin(self) -> None:
         """A piece that did not come whole comes again."""
-        self._next_piece(0)
+        if self._unit <= self.last:
+            self._next_piece(0)
 
     def room(self) -> memoryview:
         return self._piece[self._filled :]

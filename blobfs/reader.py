@@ -65,13 +65,16 @@ SEQUENTIAL = 1024 * 1024
 """Bytes read in order, and in the last SEQUENTIAL_TIME seconds, that make a reader one of those who
 share the memory for what is fetched ahead."""
 
-SEQUENTIAL_TIME = 1.0
+SEQUENTIAL_TIME = 10.0
 
 REQUEST_SIZE = 8 * 1024 * 1024
 """Bytes of plaintext that one read-ahead request covers at most."""
 
 UNDER_WAY = 8 * REQUEST_SIZE
 """Bytes of memory for what is being fetched, of all files."""
+
+SMALL_UNDER_WAY = 2 * REQUEST_SIZE
+"""The same for requests of at most FIRST_WINDOW, which never wait behind what is read ahead."""
 
 _SPARE_BUFFERS = 4
 """Buffers that are kept for what comes next: memory that is fresh costs more than decrypting."""
@@ -161,6 +164,7 @@ class Reader:
         self._spare: list[bytearray] = []
         self._sizes: LRUCache[tuple[str, str], int] = LRUCache(100_000)
         self._room = Room(UNDER_WAY)
+        self._room_of_small = Room(SMALL_UNDER_WAY)
         self._sequential: WeakSet[Reach] = WeakSet()
         self.on_protocol_1: Callable[[str], None] = lambda name: None
         self.hits = 0
@@ -255,9 +259,10 @@ class Reader:
 
     def expect(self, content: Content, reach: Reach) -> None:
         """Whoever has just opened it will read its beginning: ask for that while the kernel is
-        still on its way to ask us."""
-        if content.size and not reach.asked:
-            reach.asked = self._units(content, self._least(content))
+        still on its way to ask us. Not for a large region of which little may be read."""
+        size = min(self._least(content), self._policy.readahead)
+        if size and not reach.asked and min(content.body.unit, content.size) <= FIRST_WINDOW:
+            reach.asked = self._units(content, size)
             self._request(content, 0, reach.asked - 1)
 
     async def fetch(self, content: Content) -> None:
@@ -299,16 +304,17 @@ class Reader:
     def _window(self, content: Content, reach: Reach) -> int:
         """Bytes that this reader may have fetched ahead of it."""
         window = max(AHEAD * reach.run, self._least(content)) if reach.run else 0
+        window = min(window, self._policy.readahead)
         return min(window, self._share(reach)) if window > SEQUENTIAL else window
 
     def _share(self, reach: Reach) -> int:
-        """Bytes that this reader may fetch ahead, so that it is still in the cache when it is read:
-        of half of that, since what has been read goes later than what came before it."""
+        """Bytes that this reader may fetch ahead, so that they are still in the cache when they are
+        read: of half of that, since what has been read goes later than what came before it."""
         if reach.run >= SEQUENTIAL:
             self._sequential.add(reach)
         since = reach.read_at - SEQUENTIAL_TIME
         readers = sum(other.read_at > since for other in self._sequential)
-        return min(self._policy.readahead, self._policy.cache_size // 2 // max(1, readers))
+        return self._policy.cache_size // 2 // max(1, readers)
 
     def _request(self, content: Content, first: int, last: int) -> None:
         """Start requests for the units first..last that are neither cached nor under way."""
@@ -335,8 +341,9 @@ class Reader:
     async def _fly(self, content: Content, flight: Flight) -> None:
         error: Exception | None = None
         try:
+            room = self._room if flight.size > FIRST_WINDOW else self._room_of_small
             with trio.move_on_after(self._policy.timeout) as scope:
-                async with self._room.taken(flight.size + flight.piece_size):
+                async with room.taken(flight.size + flight.piece_size):
                     await self._fill(content, flight, scope)
             if scope.cancelled_caught:
                 error = Unavailable(
@@ -387,6 +394,9 @@ class Reader:
         try:
             await self._get(content, flight)
             flight.check_whole()
+        except Unavailable:
+            if flight.landed < flight.size:  # else only the end of the answer was not heard
+                raise
         except Corrupt as exc:
             raise type(exc)(f"{content.info.name!r}: {exc}") from exc
         finally:

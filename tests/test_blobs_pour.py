@@ -1,6 +1,7 @@
 """Bodies that are taken as they come: each byte once, in order, and none of another version."""
 
 import random
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -11,6 +12,17 @@ from blobfs.errors import ConditionFailed, Corrupt, Unavailable
 from tests.strict import Script, answer, error
 
 BODY = bytes(range(10))
+
+
+class Breaks(httpx.AsyncByteStream):
+    """A body, and then no more."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._body
+        raise httpx.ReadError("reset")
 
 
 class Memory:
@@ -129,3 +141,24 @@ async def test_a_body_that_never_comes_whole_is_unavailable(autojump_clock: Mock
     with pytest.raises(Unavailable, match="0 bytes of an answer of 7 bytes"):
         await container(script, attempts=2).pour("a", sink, if_match="0x1")
     assert sink.kept == BODY[:3]
+
+
+async def test_a_body_that_comes_a_little_at_a_time_comes_whole_in_the_end(
+    autojump_clock: MockClock,
+) -> None:
+    script = Script(*[part(start, 10, cut=10 - start - 3) for start in (0, 3)], part(6, 10))
+    sink = Memory(0, 10)
+    await container(script, attempts=2).pour("a", sink, if_match="0x1")
+    assert sink.kept == BODY
+    assert ranges(script) == ["bytes=0-9", "bytes=3-9", "bytes=6-9"]
+
+
+async def test_when_only_the_end_of_the_answer_is_missing_there_is_nothing_to_ask_for() -> None:
+    whole = part(0, 10)
+    del whole.headers["Content-Length"]
+    cut = httpx.Response(206, headers=whole.headers, stream=Breaks(BODY))
+    script, sink = Script(cut), Memory(0, 10)
+    with pytest.raises(Unavailable, match="reset"):
+        await container(script).pour("a", sink, if_match="0x1")
+    assert sink.kept == BODY
+    assert len(script.requests) == 1

@@ -78,8 +78,8 @@ def test_memory_is_used_again_when_nobody_reads_from_it_any_more() -> None:
 
 def test_memory_of_another_size_and_more_than_is_to_be_kept_is_let_go() -> None:
     buffers = Buffers(1000, spare=1)
-    assert [len(buffers.take(size)) for size in (10, 500, 501, 1000, 1001)] == [
-        *(10, 500, 1000, 1000, 1001)
+    assert [len(buffers.take(size)) for size in (10, 875, 876, 1000, 1001)] == [
+        *(10, 875, 1000, 1000, 1001)
     ]
     one, other, small = buffers.take(1000), buffers.take(1000), buffers.take(10)
     for buffer in (small, one, other):

@@ -77,6 +77,8 @@ def test_however_the_bytes_come_the_plaintext_is_what_was_stored(
     assert flight.size == len(expected)
     assert (flight.start, len(flight.room())) == (flight.stop, 0)
     flight.check_whole()
+    flight.begin()
+    assert (flight.start, len(flight.room())) == (flight.stop, 0)
 
 
 def test_what_has_landed_does_not_come_again() -> None:

@@ -15,7 +15,16 @@ from blobfs.attributes import Kind
 from blobfs.blobs import BlobInfo, Container, Sink
 from blobfs.errors import Unavailable
 from blobfs.keyring import Keyring
-from blobfs.reader import AHEAD, REQUEST_SIZE, Content, PlainBody, Reach, Reader, ReadPolicy
+from blobfs.reader import (
+    AHEAD,
+    FIRST_OF_LARGE,
+    REQUEST_SIZE,
+    Content,
+    PlainBody,
+    Reach,
+    Reader,
+    ReadPolicy,
+)
 from tests.sdk import content
 
 KIB = 1024
@@ -30,6 +39,7 @@ class Blobs:
         self.bodies = [content(size, seed) for seed, size in enumerate(sizes)]
         self.asked: list[tuple[int, int]] = []
         self.unreachable = False
+        self.fails_at_the_end = False
         self.pause = 0.0
 
     async def pour(self, name: str, sink: Sink, *, if_match: str) -> None:
@@ -42,6 +52,8 @@ class Blobs:
             await trio.sleep(self.pause)
             room[:] = self.bodies[int(name)][sink.start : sink.start + len(room)]
             sink.filled(len(room))
+        if self.fails_at_the_end:
+            raise Unavailable("reset")
 
     def content(self, number: int = 0) -> Content:
         size = len(self.bodies[number])
@@ -130,6 +142,40 @@ async def test_the_beginning_of_a_large_file_costs_little() -> None:
     assert (start, stop) == (0, 3 * UNIT)
 
 
+@pytest.mark.parametrize(("readahead", "units"), [(0, 1), (UNIT, 1), (2 * UNIT, 2)])
+async def test_no_more_is_fetched_ahead_than_the_option_says(readahead: int, units: int) -> None:
+    blobs = Blobs(MIB)
+    it, reach = blobs.content(), Reach()
+    async with reader(readahead=readahead) as r:
+        r.expect(it, reach)
+        await r.read(it, reach, 0, 4 * KIB)
+    assert max(stop for _, stop in blobs.take_asked()) == units * UNIT
+
+
+async def test_of_what_was_opened_the_beginning_is_fetched_but_no_large_region() -> None:
+    blobs = Blobs(MIB, 64 * MIB, 64 * MIB)
+    async with reader() as r:
+        for number, unit in enumerate((UNIT, UNIT, 4 * MIB)):
+            it = blobs.content(number)
+            it.body.unit = unit  # type: ignore[misc]
+            r.expect(it, Reach())
+            await trio.testing.wait_all_tasks_blocked()
+    assert blobs.take_asked() == [(0, FIRST_OF_LARGE), (0, MIB)]
+
+
+async def test_a_small_read_does_not_wait_behind_what_is_fetched_ahead() -> None:
+    blobs = Blobs(*[64 * MIB] * 9, MIB)
+    async with reader(cache_size=1024 * MIB) as r, trio.open_nursery() as nursery:
+        blobs.pause = 1e6
+        for number in range(9):
+            nursery.start_soon(r.read, blobs.content(number), Reach(), 0, 8 * MIB)
+        await trio.testing.wait_all_tasks_blocked()
+        blobs.pause = 0.0
+        assert await r.read(blobs.content(9), Reach(), 0, 10) == blobs.bodies[9][:10]
+        nursery.cancel_scope.cancel()
+        r._nursery.cancel_scope.cancel()
+
+
 async def test_a_small_file_is_fetched_at_once() -> None:
     blobs = Blobs(MIB)
     async with reader() as it:
@@ -186,6 +232,15 @@ async def test_a_read_that_failed_is_asked_again_by_the_next() -> None:
             await r.read(it, reach, 0, 4 * KIB)
         blobs.unreachable = False
         assert await r.read(it, reach, 0, 4 * KIB) == blobs.bodies[0][: 4 * KIB]
+
+
+async def test_what_has_come_whole_is_whole_whatever_becomes_of_the_answer() -> None:
+    blobs = Blobs(MIB)
+    blobs.fails_at_the_end = True
+    async with reader() as r:
+        assert await r.read(blobs.content(), Reach(), 0, MIB) == blobs.bodies[0]
+        await trio.testing.wait_all_tasks_blocked()
+        assert r.cached_bytes >= MIB
 
 
 async def test_memory_stays_within_the_cache_and_what_is_under_way() -> None:

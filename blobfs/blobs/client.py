@@ -125,10 +125,21 @@ class Client:
             reason = f"no answer in {round(allowed, 1):g} s"
             raise Transient(request.unavailable(reason), applied=True)
 
+        async def attempt_the_rest() -> Answer:
+            lacked = _lacking(request.sink)
+            try:
+                return await attempt()
+            except Transient as failure:
+                lacking = _lacking(request.sink)
+                if request.sink is not None and not lacking:
+                    raise failure.error from failure.__cause__  # there is nothing to ask for
+                failure.progressed = lacking < lacked
+                raise
+
         doubtful = False
         renewals = 0
         while True:
-            answer, unsure = await persist(attempt, self._retry, self._rng)
+            answer, unsure = await persist(attempt_the_rest, self._retry, self._rng)
             answer.doubtful = doubtful = doubtful or unsure
             renew = request.renew if renewals < _MOST_RENEWALS else None
             if not (renew and answer.refuses_token and await renew(used)):
@@ -315,6 +326,14 @@ def _pieces(response: httpx.Response) -> "aclosing[Any]":
     """Not decoded: a Content-Encoding is the blob's own, and its body is ciphertext."""
     assert isinstance(response.stream, httpx.AsyncByteStream)
     return aclosing(aiter(response.stream))
+
+
+def _lacking(sink: Sink | None) -> int:
+    """Bytes that the next attempt has to ask for."""
+    if sink is None:
+        return 0
+    sink.begin()
+    return sink.stop - sink.start
 
 
 async def _fill(sink: Sink, response: httpx.Response) -> None:

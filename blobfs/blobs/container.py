@@ -86,14 +86,18 @@ class Container:
         def verify(answer: Answer) -> None:
             found[:] = [check_page(parser.close(), prefix, marker)]
 
-        asked: dict[str, str | int] = {"restype": "container", "comp": "list", "include": include}
-        asked |= {"maxresults": max_results, "delimiter": delimiter}
-        asked |= {"prefix": prefix, "marker": marker}
+        ask: dict[str, str | int] = {"restype": "container", "comp": "list", "include": include}
+        ask |= {
+            "maxresults": max_results,
+            "delimiter": delimiter,
+            "prefix": prefix,
+            "marker": marker,
+        }
         answer = await self._ask(
             operations.LIST_BLOBS,
             prefix,
             path=self._path,
-            parameters=asked,
+            parameters=ask,
             verify=verify,
             feed=parser.begin,
         )

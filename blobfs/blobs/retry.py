@@ -58,8 +58,10 @@ class Transient(Exception):
     """One attempt failed in a way that the next may not.
 
     `applied` says whether the service may have carried it out all the same; `after` is the least
-    number of seconds to wait, as the service asked.
+    number of seconds to wait, as the service asked; `progressed` that the next one has less to do.
     """
+
+    progressed = False
 
     def __init__(self, error: Unavailable, *, applied: bool, after: float = 0.0) -> None:
         super().__init__(str(error))
@@ -74,8 +76,8 @@ async def persist(
     """What `attempt` returns, and whether one before it may have been applied unseen.
 
     Repeats while it raises Transient; then raises its error: after the policy's number of
-    attempts, or at once when the wait would outlast the policy's patience or the caller's
-    deadline. Never waits beyond that deadline, and lets every other exception pass.
+    attempts in a row without progress, or at once when the wait would outlast the policy's patience
+    or the caller's deadline. Never waits beyond that deadline, and lets every other exception pass.
     """
     patient_until = trio.current_time() + policy.patience
     doubtful = False
@@ -86,6 +88,8 @@ async def persist(
         except Transient as failure:
             # A cancelled caller is told so, not that the service is unavailable.
             await trio.lowlevel.checkpoint_if_cancelled()
+            if failure.progressed:
+                failures, patient_until = 0, trio.current_time() + policy.patience
             failures += 1
             doubtful = doubtful or failure.applied
             delay = max(policy.delay(failures, rng), failure.after)

@@ -37,7 +37,8 @@ class Sink(Protocol):
     stop: int
 
     def begin(self) -> None:
-        """An attempt begins, from `start` on, which may have gone back a little."""
+        """An attempt begins, from `start` on, which may have gone back a little; not below where
+        it was at the `begin` before."""
 
     def room(self) -> memoryview:
         """Memory for the next bytes; none when all have come."""

@@ -82,6 +82,8 @@ class Walk:
 
     def _finish(self) -> None:
         directory, store = self._directory, self._store
+        if directory.path != self._path:
+            return  # it was renamed meanwhile: this is the listing of where it was
         directory.probes = 0
         directory.big = self._entries is None or len(self._entries) > self._page_size
         if self._entries is not None:
@@ -91,8 +93,7 @@ class Walk:
                     self._entries.pop(name, None)
                 else:
                     self._entries[name] = entry
-            if directory.path == self._path:  # else this is the listing of where it was
-                store.listings.put(directory, Listing(self._entries, self._fresh_until))
+            store.listings.put(directory, Listing(self._entries, self._fresh_until))
         marker = self._scanner.own_marker
         if marker is not None and not (directory.is_stored or directory.is_local):
             directory.info = marker
@@ -346,6 +347,7 @@ class Tree:
             self._list_ahead(stream.directory)
             while await self._loaded_by_others(stream.directory):
                 pass
+            stream.scan.changed.clear()  # what changed while it waited is in what comes now
             return self._first_page(stream)
         if stream.walk is None or stream.walk.ended:
             return None
