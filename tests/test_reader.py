@@ -206,11 +206,18 @@ async def test_who_stops_reading_in_order_is_fetched_nothing_ahead() -> None:
     assert blobs.take_asked() == [(41 * MIB, 41 * MIB + UNIT), (60 * MIB, 60 * MIB + UNIT)]
 
 
-async def test_readers_share_the_cache_so_that_none_is_fetched_a_byte_twice() -> None:
+@pytest.mark.parametrize(
+    ("unit", "cache_size"), [(UNIT, 16 * MIB), (100_000, 16 * MIB), (3_000_000, 64 * MIB)]
+)
+async def test_readers_share_the_cache_so_that_none_is_fetched_a_byte_twice(
+    unit: int, cache_size: int
+) -> None:
     blobs = Blobs(*[24 * MIB] * 4)
-    async with reader(cache_size=16 * MIB) as it, trio.open_nursery() as nursery:
+    async with reader(cache_size=cache_size) as it, trio.open_nursery() as nursery:
         for number in range(4):
-            nursery.start_soon(read_in_order, it, blobs.content(number), Reach(), 0, 24 * MIB)
+            content = blobs.content(number)
+            content.body.unit = unit  # type: ignore[misc]
+            nursery.start_soon(read_in_order, it, content, Reach(), 0, 24 * MIB)
     assert sum(stop - start for start, stop in blobs.take_asked()) == 4 * 24 * MIB
 
 
