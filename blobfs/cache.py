@@ -12,8 +12,8 @@ files that is most of it (measured with CPython 3.11: 1,050 and 180)."""
 
 
 class Buffers:
-    """Memory for large blocks, which is used again: the system zeroes what is fresh, and filling
-    that takes half as long as decrypting into it."""
+    """Memory for large blocks, which is used again: Python zeroes what is fresh, which took 8 % of
+    the time of a read, and decrypting 9 %."""
 
     def __init__(self, size: int, spare: int) -> None:
         """Of `size` bytes each; at most `spare` are kept that nobody uses."""
