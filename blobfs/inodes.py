@@ -81,6 +81,7 @@ class Node:
     volume: Any = None  # set on the root, or on each container's directory
     # Of directories:
     _scans: list[Any] | None = None
+    deletions: Any = None  # of its entries, one after another
     probes = 0  # single lookups since the last listing
     big = False  # its listing has more entries than are worth keeping
     moving: Any = None  # an event, while a rename of this directory is under way

@@ -438,3 +438,4 @@ async def _drain(fs: Filesystem, *, unmounted: bool) -> None:
         log.info("leaked handles: %d", fs.inodes.open_handles)
     await fs.files.drain()
     await fs.store.save_overdue(0)
+    await fs.store.deletions.drain()

@@ -116,6 +116,7 @@ class MountCollector(Collector):
             "blobfs_staged_bytes": ("Of these, at the service already.", files["staged_bytes"]),
             "blobfs_buffer_bytes": ("Of these, in memory.", files["memory_bytes"]),
             "blobfs_spool_bytes": ("Of these, in the spool.", files["spool_bytes"]),
+            "blobfs_deleting_files": ("Files whose deletion is under way.", files["deleting"]),
             "blobfs_resident_memory_bytes": ("Memory of the daemon.", memory()["resident"]),
             "blobfs_start_time_seconds": ("Time of the mount.", self._status.since.timestamp()),
         }

@@ -130,7 +130,7 @@ class MountStatus:
     def files(self) -> dict[str, int]:
         """What is open, and what of it is not stored yet. `unsaved_bytes` are those that closes
         will store, `staged_bytes` of them are at the service already, and what is held of them is
-        in memory or, encrypted, in the spool."""
+        in memory or, encrypted, in the spool. `deleting` are those whose deletion is under way."""
         inodes, pool = self.fs.inodes, self.pool
         drafts = [(node.draft, node.upload) for node in inodes if node.draft is not None]
         unsaved = [(draft, upload) for draft, upload in drafts if draft.dirty]
@@ -142,6 +142,7 @@ class MountStatus:
             "staged_bytes": sum(upload.staged for _, upload in unsaved if upload is not None),
             "memory_bytes": pool.memory_used,
             "spool_bytes": pool.spool.bytes_used,
+            "deleting": self.fs.store.deletions.count,
         }
 
 

@@ -260,6 +260,7 @@ class Service:
             store.inodes.root.volume = Volume(box, "", writable=True, may_tag=True)
             host = Host(Filesystem(store), faults, directory)
             yield host
+            await store.deletions.drain()
             store.inodes.check()
             nursery.cancel_scope.cancel()
         pages.close()

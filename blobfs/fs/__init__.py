@@ -6,6 +6,7 @@
     tree       lookup and reading directories
     files      open files: read, write, truncate, flush, release
     ahead      what is worked on one after another
+    deleting   deletions that nobody waits for
     commit     from a draft to a stored version; conflicts; recovery
     namespace  create, mkdir, symlink, unlink, rmdir, rename
     moving     renaming a directory

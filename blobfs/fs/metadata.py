@@ -86,7 +86,9 @@ class Metadata:
                     raise
 
     async def save(self, node: Node) -> None:
-        """Store what is unsaved. Raises ServiceError."""
+        """Store what is unsaved, and of a directory wait for the deletions in it. Raises
+        ServiceError."""
+        await self._store.deletions.finish(node)
         async with self._store.locked(node):
             await self._store.save(node)
 

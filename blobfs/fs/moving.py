@@ -105,13 +105,16 @@ async def move_directory(
 
 
 async def _settle_below(store: Store, directory: Node) -> None:
-    """Wait for the writes under way below the directory, and store what they left unsaved."""
+    """Wait for the writes and deletions under way below the directory, and store what they left
+    unsaved."""
     for node in _below(store, directory):
         async with store.inodes.lock(node):
             await store.save(node)
             if node.upload is not None:
                 node.upload.abandon()  # staged under the old name
                 node.upload = None
+    for node in (directory, *_below(store, directory)):
+        await store.deletions.settle(node)
 
 
 async def _blobs_below(container: Container, prefix: str) -> list[BlobInfo]:

@@ -8,7 +8,9 @@ nothing is deleted before everything is copied, and a failure takes the copies b
 import errno
 import math
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 import trio
 
@@ -64,6 +66,7 @@ class Namespace:
         store = self._store
         store.writable(parent)
         check_blob_name(store.blob_name(parent, name))
+        await store.deletions.settle(parent, name)
         try:
             await self._tree.lookup(parent, name)
         except (NotFound, PosixError) as exc:
@@ -158,6 +161,8 @@ class Namespace:
     # Removing
 
     async def unlink(self, parent: Node, name: str) -> None:
+        """One of many may return before the blob is deleted: see `deleting`."""
+        self._store.deletions.check(parent)
         node = await self._tree.lookup(parent, name)
         if node.is_directory:
             raise PosixError(errno.EISDIR)
@@ -169,14 +174,18 @@ class Namespace:
         self._touch(parent)
 
     async def _remove(self, node: Node) -> None:
-        store = self._store
-        if node.parent is None:
+        store, directory = self._store, node.parent
+        if directory is None:
             raise PosixError(errno.ENOENT)
         info = node.info
         if info is not None:
             container, name = store.locate(node)
-            async with store.hidden(node):
-                await store.delete(container, name, info.etag)
+            delete = partial(store.delete, container, name, info.etag)
+            # the content of one that is open has to be kept first
+            if node.opens or not store.deletions.begin(directory, node.name, delete):
+                async with store.hidden(node):
+                    await delete()
+                store.deletions.waited_for(directory)
         store.unlink(node)
 
     async def rmdir(self, parent: Node, name: str) -> None:
@@ -187,6 +196,7 @@ class Namespace:
             raise PosixError(errno.EBUSY, "a container of this mount")
         store = self._store
         store.writable(node)
+        store.deletions.check(parent)
         slash_marker = await self._tree.check_empty(node)
         await store.ensure_marker(parent)
         async with store.locked(node):
@@ -253,6 +263,7 @@ class Namespace:
         self._touch(new_parent)
 
     async def _target(self, parent: Node, name: str) -> Node | None:
+        await self._store.deletions.settle(parent, name)
         try:
             return await self._tree.lookup(parent, name)
         except NotFound:
@@ -333,12 +344,21 @@ class Namespace:
     async def _delete_source(
         self, node: Node, source: BlobInfo, moved: BlobInfo, is_new: bool
     ) -> None:
-        """Delete what was copied; if that fails, take the copy back where nothing was replaced."""
-        container = self._store.volume(node).container
-        try:
-            await container.delete(source.name, if_match=source.etag)
-        except NotFound:
+        """Delete what was copied; if that fails, take the copy back where nothing was replaced.
+        One of many may return before (see `deleting`): if it fails then, both are there."""
+        container, directory = self._store.volume(node).container, node.parent
+        deletions = self._store.deletions
+        assert directory is not None
+
+        async def delete() -> None:
+            with suppress(NotFound):
+                await container.delete(source.name, if_match=source.etag)
+
+        if deletions.begin(directory, node.name, delete):
             return
+        try:
+            await delete()
+            deletions.waited_for(directory)
         except BaseException as exc:
             with trio.move_on_after(CLEAN_UP_TIME, shield=True):
                 # A deletion without an answer may have been done: then the copy is all there is.

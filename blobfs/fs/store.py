@@ -39,6 +39,7 @@ from blobfs.errors import (
     PosixError,
     Unavailable,
 )
+from blobfs.fs.deleting import Deletions
 from blobfs.fs.listing import Entry
 from blobfs.fs.nodes import Nodes, StorePolicy, Volume, kind_of_blob
 from blobfs.inodes import Node
@@ -84,6 +85,7 @@ class Store(Nodes):
         self.blocks = Room(UNDER_WAY)
         self.singles = Room(UNDER_WAY)
         self.nursery = nursery
+        self.deletions = Deletions(nursery, self.inodes, self.listings, write_policy.timeout)
         self._changed: set[Node] = set()  # those with unsaved attributes, and some that had
 
     def wrote(self, node: Node, info: BlobInfo) -> None:

@@ -62,6 +62,8 @@ class Walk:
         """The next entries; may be none before the end. At the end a listing that is small enough
         is kept for later. A name made meanwhile comes only if the service lists it still."""
         container = self._store.volume(self._directory).container
+        if not self._marker:
+            await self._store.deletions.settle(self._directory)
         page = await container.list(self._prefix, marker=self._marker, max_results=self._page_size)
         self._marker = page.next_marker
         changed = self._scan.changed
@@ -237,6 +239,7 @@ class Tree:
         dots = name.endswith(".")
         if not is_storable(name.rstrip(".")) or name.startswith(HIDDEN_PREFIX):
             raise PosixError(errno.ENOENT)
+        await store.deletions.settle(parent, name)
         container = store.volume(parent).container
         blob_name = store.blob_name(parent, name)
         found: list[BlobInfo] = []
@@ -374,11 +377,13 @@ class Tree:
         return page
 
     async def check_empty(self, directory: Node) -> BlobInfo | None:
-        """Raises PosixError(ENOTEMPTY) when anything but its own marker is in the directory.
+        """Raises PosixError(ENOTEMPTY) when anything but its own marker is in the directory, or
+        why something in it could not be deleted.
 
         The marker `NAME/` that some tools make is returned, since it has to go with it.
         """
         await self._store.at_rest(directory)
+        await self._store.deletions.finish(directory)
         listing = self._fresh_listing(directory)
         if any(child.is_local for child in directory.children.values()) or (
             listing is not None and listing.entries

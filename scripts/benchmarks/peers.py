@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from blobfs import control, mountinfo
 from blobfs.envelope import write_key_set
 from scripts.benchmarks import machine
 from scripts.benchmarks.services import Service
@@ -70,8 +72,9 @@ class Blobfs:
             stack.callback(mount.remove)
             mount.start()
             _wait_for(lambda: "mounted " in mount.log(), "blobfs to say that it is ready")
-            # close means stored
-            yield Mounted(mount.path, mount.pid, time.monotonic)
+            os.environ["XDG_RUNTIME_DIR"] = mount.environment["XDG_RUNTIME_DIR"]
+            found = control.find(mount.path)
+            yield Mounted(mount.path, mount.pid, lambda: _wait_for_deletions(found))
             problems = mount.unmount()
             if problems:
                 raise machine.CommandFailed(f"blobfs: {problems[0]}")
@@ -159,6 +162,16 @@ class Rclone:
             capture_output=True,
         )
         config.unlink()
+
+
+def _wait_for_deletions(mount: mountinfo.Mounted) -> float:
+    """Close means stored, but the last of many deletions may be under way."""
+    deadline = time.monotonic() + STORED_LIMIT_S
+    while time.monotonic() < deadline:
+        asked = time.monotonic()
+        if not control.ask(mount, {"do": "status"})["files"]["deleting"]:
+            return asked
+    raise machine.CommandFailed(f"blobfs: deletions under way after {STORED_LIMIT_S} s")
 
 
 def rclone() -> Path:
