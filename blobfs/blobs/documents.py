@@ -6,9 +6,9 @@ another one a DTD would not be seen.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 from urllib.parse import unquote
 from xml.etree import ElementTree
+from xml.parsers import expat
 from xml.sax.saxutils import escape
 
 from blobfs.blobs.model import Page, info_from_listing
@@ -18,7 +18,7 @@ class MalformedXML(ValueError):
     """The document is not XML, has a DTD, or is not of the kind expected."""
 
 
-def _refuse_dtd(*doctype: str | None) -> None:
+def _refuse_dtd(*doctype: object) -> None:
     raise MalformedXML("a document of the service has no DTD")
 
 
@@ -26,35 +26,20 @@ class _Tree(ElementTree.TreeBuilder):
     doctype = staticmethod(_refuse_dtd)
 
 
-class _Document:
-    """A document that comes in pieces; `target` is that of an XMLParser."""
-
-    def __init__(self, target: object) -> None:
-        self._parser = ElementTree.XMLParser(target=target, encoding="utf-8")
-
-    def feed(self, piece: bytes) -> None:
-        """Raises MalformedXML."""
-        # Expat goes by a byte order mark even when told the encoding; in UTF-16 every "<" has a
-        # NUL.
-        if b"\0" in piece:
-            raise MalformedXML("a document of the service is in UTF-8")
-        try:
-            self._parser.feed(piece)
-        except ElementTree.ParseError as exc:
-            raise MalformedXML(str(exc)) from exc
-
-    def close(self) -> Any:
-        """What the target makes of it. Raises MalformedXML for one that has not ended."""
-        try:
-            return self._parser.close()
-        except ElementTree.ParseError as exc:
-            raise MalformedXML(str(exc)) from exc
+def _check_encoding(piece: bytes) -> None:
+    # Expat goes by a byte order mark even when told the encoding; in UTF-16 every "<" has a NUL.
+    if b"\0" in piece:
+        raise MalformedXML("a document of the service is in UTF-8")
 
 
 def _parse(text: bytes, root: str) -> ElementTree.Element:
-    document = _Document(_Tree())
-    document.feed(text)
-    element: ElementTree.Element = document.close()
+    _check_encoding(text)
+    parser = ElementTree.XMLParser(target=_Tree(), encoding="utf-8")
+    try:
+        parser.feed(text)
+        element: ElementTree.Element = parser.close()
+    except ElementTree.ParseError as exc:
+        raise MalformedXML(str(exc)) from exc
     if element.tag != root:
         raise MalformedXML(f"expected <{root}>, got <{element.tag}>")
     return element
@@ -77,7 +62,8 @@ _ROOT, _SECTION, _ENTRY, _PART, _VALUE = range(1, 6)
 
 class _Listing:
     """Makes each blob when its element ends: without the tree of a whole page, the peak of listing
-    100,000 blobs is 15 MiB lower and a third of the CPU is saved."""
+    100,000 blobs is 15 MiB lower and a third of the CPU is saved. A target of ElementTree's would
+    take half as long again as these handlers of Expat's."""
 
     def __init__(self) -> None:
         self._page = Page([], [], "")
@@ -85,7 +71,7 @@ class _Listing:
         self._sections: set[str] = set()
         self._section = ""
         self._part: dict[str, str] = {}
-        self._texts: list[str] = []
+        self._text = ""
         self._is_open = False  # text belongs to an element before its first child alone
         self._begin()
 
@@ -96,12 +82,10 @@ class _Listing:
         self._properties: dict[str, str] = {}
         self._metadata: dict[str, str] = {}
 
-    doctype = staticmethod(_refuse_dtd)
-
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
         self._depth = depth = self._depth + 1
         self._is_open = True
-        self._texts.clear()
+        self._text = ""
         if depth == _VALUE:
             return
         if depth == _ROOT and tag != "EnumerationResults":
@@ -118,13 +102,12 @@ class _Listing:
 
     def data(self, text: str) -> None:
         if self._is_open:
-            self._texts.append(text)
+            self._text += text
 
     def end(self, tag: str) -> None:
         depth, self._depth = self._depth, self._depth - 1
         self._is_open = False
-        text = "".join(self._texts)
-        self._texts.clear()
+        text, self._text = self._text, ""
         if depth == _VALUE:
             self._part[tag] = text
         elif depth == _PART:
@@ -146,7 +129,7 @@ class _Listing:
             info.snapshot = self._snapshot
             self._page.blobs.append(info)
 
-    def close(self) -> Page:
+    def page(self) -> Page:
         if not self._sections >= {"Blobs", "NextMarker"}:
             raise MalformedXML("a listing has <Blobs> and a <NextMarker>, be they empty")
         return self._page
@@ -156,17 +139,33 @@ class ListingParser:
     """Makes a page of what List Blobs answers, as that comes."""
 
     def __init__(self) -> None:
-        self._document = _Document(_Listing())
+        self.begin()
 
     def begin(self) -> Callable[[bytes], None]:
         """Forget what came before; what takes the pieces. Raises ValueError for no listing."""
-        self._document = _Document(_Listing())
-        return self._document.feed
+        self._listing = listing = _Listing()
+        self._parser = parser = expat.ParserCreate("utf-8")
+        parser.buffer_text = True
+        parser.StartDoctypeDeclHandler = _refuse_dtd
+        parser.StartElementHandler = listing.start
+        parser.EndElementHandler = listing.end
+        parser.CharacterDataHandler = listing.data
+        return self._feed
+
+    def _feed(self, piece: bytes) -> None:
+        _check_encoding(piece)
+        self._parse(piece, False)
+
+    def _parse(self, piece: bytes, is_last: bool) -> None:
+        try:
+            self._parser.Parse(piece, is_last)
+        except expat.ExpatError as exc:
+            raise MalformedXML(str(exc)) from exc
 
     def close(self) -> Page:
         """The page, in the service's order. Raises ValueError when it has not come whole."""
-        page: Page = self._document.close()
-        return page
+        self._parse(b"", True)
+        return self._listing.page()
 
 
 def parse_tags(document: bytes) -> dict[str, str]:
