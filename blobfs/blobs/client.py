@@ -2,6 +2,7 @@
 
 import email.utils
 import functools
+import itertools
 import logging
 import random
 import time
@@ -71,6 +72,7 @@ class Client:
     ) -> None:
         self._retry = retry or RetryPolicy()
         self._rng = rng or random.Random()
+        self._id, self._numbers = uuid.uuid4(), itertools.count(1)
         self._bulk = trio.CapacityLimiter(connections)
         self._metadata = trio.CapacityLimiter(connections)
         if transport is not None:
@@ -119,7 +121,8 @@ class Client:
             allowed = self._retry.time_for(request.body_size + (request.longest or 0))
             async with limiter:
                 used = request.token()
-                with trio.move_on_after(allowed):
+                # not move_on_after: see `fuse`
+                with trio.CancelScope(deadline=trio.current_time() + allowed):
                     return await self._attempt(request, used)
             self._count(request, 0)
             reason = f"no answer in {round(allowed, 1):g} s"
@@ -233,7 +236,7 @@ class Client:
             "User-Agent": f"blobfs/{__version__}",
             "Accept-Encoding": "identity",
             "x-ms-version": API_VERSION,
-            "x-ms-client-request-id": str(uuid.uuid4()),
+            "x-ms-client-request-id": f"{self._id}-{next(self._numbers)}",
             **request.headers,
         }
         if request.sink is not None:

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, Self
 
 import httpx
@@ -188,9 +188,10 @@ class _Connection:
         target = request.url.raw_path
         lines = [request.method.encode() + b" " + target + b" HTTP/1.1"]
         lines += [name + b": " + value for name, value in request.headers.raw]
-        if any(b"\r" in line or b"\n" in line for line in lines):
+        head = b"\r\n".join(lines)
+        if not head.count(b"\r") == head.count(b"\n") == len(lines) - 1:
             raise httpx.LocalProtocolError("a header or the target has a line break in it")
-        pieces = [memoryview(b"\r\n".join(lines) + b"\r\n\r\n")]
+        pieces = [memoryview(head + b"\r\n\r\n")]
         if isinstance(request.stream, Body):
             pieces += request.stream.views
         else:
@@ -211,8 +212,7 @@ class _Connection:
             try:
                 sent = os.writev(self._socket, pieces[:_MOST_PIECES])
             except BlockingIOError:
-                with trio.fail_after(timeout):
-                    await trio.lowlevel.wait_writable(self._socket)
+                await _within(timeout, trio.lowlevel.wait_writable, self._socket)
                 continue
             while pieces and sent >= len(pieces[0]):
                 sent -= len(pieces.pop(0))
@@ -246,8 +246,7 @@ class _Connection:
             try:
                 return os.readv(self._socket, [buffer])
             except BlockingIOError:
-                with trio.fail_after(timeout):
-                    await trio.lowlevel.wait_readable(self._socket)
+                await _within(timeout, trio.lowlevel.wait_readable, self._socket)
 
     async def _more(self, timeout: float) -> None:
         count = await self._receive(self._piece, timeout)
@@ -268,6 +267,11 @@ class _Connection:
         return text
 
     async def _head(self, timeout: float) -> bytes:
+        if self._plain and not self._buffer:  # no answer comes that soon
+            try:
+                await _within(timeout, trio.lowlevel.wait_readable, self._socket)
+            except trio.TooSlowError as exc:
+                raise httpx.ReadTimeout(f"nothing received for {timeout:g} s") from exc
         return await self._until(b"\r\n\r\n", timeout)
 
     async def some(self, most: int, timeout: float) -> bytes:
@@ -310,16 +314,26 @@ class _Connection:
             raise httpx.RemoteProtocolError("a chunk is longer than it says")
 
 
+async def _within(timeout: float, wait: Callable[[int], Awaitable[None]], descriptor: int) -> None:
+    """Raises TooSlowError. Not by fail_after, whose generators take longer than all else here."""
+    with trio.CancelScope(deadline=trio.current_time() + timeout) as scope:
+        await wait(descriptor)
+    if scope.cancelled_caught:
+        raise trio.TooSlowError
+
+
 def _parse_head(head: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
     first, *lines = head.split(b"\r\n")
     version, _, rest = first.partition(b" ")
     status = rest[:3]
     if not version.startswith(b"HTTP/1.") or not status.isdigit():
         raise httpx.RemoteProtocolError("not an answer of HTTP/1.1")
+    if _DANGEROUS.search(b"".join(lines)):
+        raise httpx.RemoteProtocolError("a malformed header")
     headers = []
     for line in lines:
         name, colon, value = line.partition(b":")
-        if not colon or not name or name != name.strip() or _DANGEROUS.search(line):
+        if not colon or not name or name != name.strip():
             raise httpx.RemoteProtocolError("a malformed header")
         headers.append((name, value.strip()))
     return int(status), headers

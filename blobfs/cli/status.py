@@ -145,8 +145,8 @@ def _files(files: dict[str, int]) -> str:
         text += (
             f" ({size(files['unsaved_bytes'])}, of which {size(files['staged_bytes'])} are staged)"
         )
-    if files["deleting"]:
-        text += f", {files['deleting']} being deleted"
+    if deleting := files.get("deleting"):  # which a daemon of an older version does not tell
+        text += f", {deleting} being deleted"
     held = f"{size(files['memory_bytes'])} in memory, {size(files['spool_bytes'])} in the spool"
     return f"{text}; held: {held}"
 

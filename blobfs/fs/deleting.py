@@ -6,19 +6,21 @@ waited for: so those that are stalled hold up no others. For this mount the name
 same: whatever lists the directory, or gives a name anew, waits.
 
 As on a disk, a deletion is certain when the directory is synced or removed. One that fails gives
-the name back and is logged, and the next unlink, rmdir or fsync in the directory fails with the
-same error, once; from then on each is waited for again.
+the name back and is logged, and the next unlink, rmdir, rename or fsync in the directory fails for
+it, once; from then on each is waited for again.
 """
 
+import errno
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 
-from blobfs.errors import BlobfsError, Unavailable
-from blobfs.fs.listing import Listings
-from blobfs.inodes import Inodes, Node
+from blobfs.errors import BlobfsError, PosixError, Unavailable, errno_of, root_cause
+from blobfs.fs.nodes import Nodes
+from blobfs.inodes import Node
+from blobfs.names import join
 
 log = logging.getLogger(__name__)
 
@@ -31,30 +33,31 @@ PAUSE = 1.0
 MOST = 8
 """Deletions under way that nobody waits for: half of the requests that a mount makes at once."""
 
+_RETRIED = {errno.ESTALE, errno.ENOENT}
+"""What the kernel asks again for, or `rm -f` passes over: a failure would not be heard."""
+
 Work = Callable[[], Awaitable[None]]
 
 
 @dataclass(slots=True, eq=False)
 class Streak:
-    """The deletions of one directory's entries."""
+    """The deletions of one directory's entries. While there is a `failure`, of which nobody has
+    heard, the kernel's forgetting of the directory does not end it."""
 
     length: int = 0
     last: float = float("-inf")
-    under_way: dict[str, trio.Event] = field(default_factory=dict)
     failure: Exception | None = None
+    failed: str = ""  # the name that it is of
 
 
 class Deletions:
     """Those of one mount. They run in `nursery`, each for `timeout` seconds at most."""
 
-    def __init__(
-        self, nursery: trio.Nursery, inodes: Inodes, listings: Listings, timeout: float
-    ) -> None:
+    def __init__(self, nodes: Nodes, nursery: trio.Nursery, timeout: float) -> None:
+        self._nodes = nodes
         self._nursery = nursery
-        self._inodes = inodes
-        self._listings = listings
         self._timeout = timeout
-        self._under_way: set[trio.Event] = set()
+        self._under_way: dict[tuple[str, str], trio.Event] = {}  # by container and blob
 
     @property
     def count(self) -> int:
@@ -71,53 +74,82 @@ class Deletions:
 
     def begin(self, directory: Node, name: str, work: Work) -> bool:
         """Whether this deletion need not be waited for. If so, `work` does it from now on, and the
-        caller takes the name out of the tree before its next await."""
+        caller takes the name out of the tree before its next await.
+
+        `work` must delete no version that the caller does not know: what others store under the
+        name after that is theirs.
+        """
         streak, now = _streak_in(directory), trio.current_time()
         if streak is None or streak.length < STREAK or now - streak.last >= PAUSE:
             return False
-        if len(self._under_way) >= MOST:
+        blob = self._blob(directory, name)
+        if len(self._under_way) >= MOST or blob in self._under_way:
             return False
         streak.last = now
-        event = streak.under_way[name] = trio.Event()
-        self._under_way.add(event)
+        self._under_way[blob] = trio.Event()
         directory.lookups += 1  # not to be let go meanwhile
-        self._nursery.start_soon(self._run, directory, streak, name, work)
+        self._nursery.start_soon(self._run, directory, streak, name, blob, work)
         return True
 
-    async def _run(self, directory: Node, streak: Streak, name: str, work: Work) -> None:
-        event = streak.under_way[name]
+    def _blob(self, directory: Node, *name: str) -> tuple[str, str]:
+        """Of the entry, or of the directory itself."""
+        nodes = self._nodes
+        return nodes.volume(directory).container.url, nodes.blob_name(directory, *name)
+
+    async def _run(
+        self, directory: Node, streak: Streak, name: str, blob: tuple[str, str], work: Work
+    ) -> None:
         try:
             with trio.fail_after(self._timeout):
                 await work()
+        except trio.Cancelled:
+            log.error("%s was not deleted: the mount has ended", blob[1])
+            raise
+        except trio.TooSlowError:
+            unheard = Unavailable(f"{blob[1]!r}: no answer within {self._timeout:g} s")
+            self._failed(directory, streak, name, unheard)
         except Exception as exc:  # for whoever asks next, never for the nursery
-            failure: Exception = exc
-            if isinstance(exc, trio.TooSlowError):
-                failure = Unavailable(f"no answer within {self._timeout:g} s")
-            known = isinstance(failure, BlobfsError)
-            path = f"{directory.path.rstrip('/')}/{name}"
-            log.error("%s was not deleted: %s", path, failure, exc_info=None if known else exc)
-            streak.length, streak.failure = 0, failure
-            self._listings.drop(directory)
+            self._failed(directory, streak, name, root_cause(exc))
         finally:
-            self._under_way.discard(event)
-            del streak.under_way[name]
-            event.set()
-            directory.lookups -= 1
-            self._inodes.release(directory)
+            self._under_way.pop(blob).set()
+            self._let_go(directory)
+
+    def _failed(self, directory: Node, streak: Streak, name: str, failure: BaseException) -> None:
+        known = isinstance(failure, BlobfsError)
+        path = join([directory.path, name])
+        log.error("%s was not deleted: %s", path, failure, exc_info=None if known else failure)
+        if not isinstance(failure, Exception) or errno_of(failure) in _RETRIED:
+            failure = PosixError(errno.EIO, f"{path!r} was not deleted: {failure}")
+        if streak.failure is None:
+            directory.lookups += 1
+        streak.length, streak.failure, streak.failed = 0, failure, name
+        self._nodes.listings.spoil(directory)
+
+    def _let_go(self, directory: Node) -> None:
+        directory.lookups -= 1
+        self._nodes.inodes.release(directory)
 
     async def settle(self, directory: Node, name: str | None = None) -> None:
-        """Wait for the deletions under way now, or for that of one name. Raises nothing."""
-        streak = _streak_in(directory)
-        if streak is not None and streak.under_way:
-            for under_way, event in list(streak.under_way.items()):
-                if name in (None, under_way):
-                    await event.wait()
+        """Wait for the deletions under way now: of one entry, or of all below the directory.
+        Raises nothing of theirs."""
+        if not self._under_way or not directory.is_linked:
+            return
+        if all(node.volume is None for node in directory.ancestry()):
+            return  # above the containers
+        container, blob = self._blob(directory, *([] if name is None else [name]))
+        below = blob and blob + "/"
+        for (where, deleted), event in list(self._under_way.items()):
+            is_it = deleted == blob if name is not None else deleted.startswith(below)
+            if where == container and is_it:
+                await event.wait()
 
-    def check(self, directory: Node) -> None:
-        """Raises the failure of a deletion in the directory of which nobody has heard, once."""
+    def check(self, directory: Node, name: str | None = None) -> None:
+        """Raises the failure of a deletion in the directory, or of that name, of which nobody has
+        heard, once."""
         streak = _streak_in(directory)
-        if streak is not None and streak.failure is not None:
+        if streak is not None and streak.failure is not None and name in (None, streak.failed):
             failure, streak.failure = streak.failure, None
+            self._let_go(directory)
             raise failure
 
     async def finish(self, directory: Node) -> None:
@@ -127,7 +159,7 @@ class Deletions:
 
     async def drain(self) -> None:
         """Before the mount ends."""
-        for event in list(self._under_way):
+        for event in list(self._under_way.values()):
             await event.wait()
 
 

@@ -117,6 +117,7 @@ class Scan:
 
     def __init__(self) -> None:
         self.changed: dict[str, Entry | None] = {}
+        self.spoiled = False  # what was `changed` has turned out not to be so
 
 
 class Listing:
@@ -162,6 +163,12 @@ class Listings:
 
     def drop(self, directory: Node) -> None:
         self._cache.pop(directory.ino, None)
+
+    def spoil(self, directory: Node) -> None:
+        """A change that was noted has failed, after all."""
+        for scan in directory.scans:
+            scan.spoiled = True
+        self.drop(directory)
 
     def note(self, directory: Node, name: str, entry: Entry | None) -> None:
         """This mount made (or removed: None) the entry."""

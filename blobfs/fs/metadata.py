@@ -88,9 +88,11 @@ class Metadata:
     async def save(self, node: Node) -> None:
         """Store what is unsaved, and of a directory wait for the deletions in it. Raises
         ServiceError."""
-        await self._store.deletions.finish(node)
+        deletions = self._store.deletions
+        await deletions.settle(node)
         async with self._store.locked(node):
             await self._store.save(node)
+        deletions.check(node)
 
     def _apply(self, node: Node, changes: Changes) -> None:
         attrs = node.attrs

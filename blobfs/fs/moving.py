@@ -75,6 +75,8 @@ async def move_directory(
     node.moving = trio.Event()
     try:
         await _settle_below(store, node)
+        if target is not None:
+            await store.deletions.settle(target)
         move.sources = await _blobs_below(move.container, move.old + "/")
         slash_marker = next((x for x in move.sources if x.name == move.old + "/"), None)
         if slash_marker is not None:
@@ -113,8 +115,7 @@ async def _settle_below(store: Store, directory: Node) -> None:
             if node.upload is not None:
                 node.upload.abandon()  # staged under the old name
                 node.upload = None
-    for node in (directory, *_below(store, directory)):
-        await store.deletions.settle(node)
+    await store.deletions.settle(directory)
 
 
 async def _blobs_below(container: Container, prefix: str) -> list[BlobInfo]:

@@ -8,7 +8,6 @@ nothing is deleted before everything is copied, and a failure takes the copies b
 import errno
 import math
 import stat
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,7 +15,7 @@ import trio
 
 from blobfs.attributes import Attributes, Kind
 from blobfs.blobs import BlobInfo, Container, ContentHeaders
-from blobfs.errors import BlobfsError, NotFound, PosixError, Unavailable
+from blobfs.errors import BlobfsError, ConditionFailed, NotFound, PosixError, Unavailable
 from blobfs.fs.commit import commit
 from blobfs.fs.listing import Listing
 from blobfs.fs.moving import is_resumable, move_directory
@@ -67,6 +66,7 @@ class Namespace:
         store.writable(parent)
         check_blob_name(store.blob_name(parent, name))
         await store.deletions.settle(parent, name)
+        store.deletions.check(parent, name)
         try:
             await self._tree.lookup(parent, name)
         except (NotFound, PosixError) as exc:
@@ -180,11 +180,11 @@ class Namespace:
         info = node.info
         if info is not None:
             container, name = store.locate(node)
-            delete = partial(store.delete, container, name, info.etag)
+            later = partial(store.delete_content, container, info)
             # the content of one that is open has to be kept first
-            if node.opens or not store.deletions.begin(directory, node.name, delete):
+            if node.opens or not store.deletions.begin(directory, node.name, later):
                 async with store.hidden(node):
-                    await delete()
+                    await store.delete(container, name, info.etag)
                 store.deletions.waited_for(directory)
         store.unlink(node)
 
@@ -234,6 +234,7 @@ class Namespace:
         scope: trio.CancelScope,
     ) -> None:
         store = self._store
+        store.deletions.check(old_parent)
         node = await self._tree.lookup(old_parent, old_name)
         target = await self._target(new_parent, new_name)
         if target is not None and flags & RENAME_NOREPLACE:
@@ -351,8 +352,13 @@ class Namespace:
         assert directory is not None
 
         async def delete() -> None:
-            with suppress(NotFound):
+            try:
                 await container.delete(source.name, if_match=source.etag)
+            except NotFound:
+                pass
+            except ConditionFailed:  # Azurite's answer for one that is gone, too
+                if await self._is_left(container, source.name):
+                    raise
 
         if deletions.begin(directory, node.name, delete):
             return

@@ -85,7 +85,7 @@ class Store(Nodes):
         self.blocks = Room(UNDER_WAY)
         self.singles = Room(UNDER_WAY)
         self.nursery = nursery
-        self.deletions = Deletions(nursery, self.inodes, self.listings, write_policy.timeout)
+        self.deletions = Deletions(self, nursery, write_policy.timeout)
         self._changed: set[Node] = set()  # those with unsaved attributes, and some that had
 
     def wrote(self, node: Node, info: BlobInfo) -> None:
@@ -306,16 +306,33 @@ class Store(Nodes):
 
     async def delete(self, container: Container, name: str, etag: str) -> None:
         """Delete a blob of which `etag` is the version known, or any other: the name is to go."""
-        for _ in range(3):
-            try:
-                await container.delete(name, if_match=etag)
-            except ConditionFailed:
-                etag = (await container.head(name)).etag
-            except NotFound:
-                return
-            else:
-                return
-        raise ConditionFailed(f"{name!r} is being changed by others over and over")
+        with suppress(NotFound):
+            for _ in range(3):
+                try:
+                    await container.delete(name, if_match=etag)
+                except ConditionFailed:
+                    etag = (await container.head(name)).etag
+                else:
+                    return
+            raise ConditionFailed(f"{name!r} is being changed by others over and over")
+
+    async def delete_content(self, container: Container, info: BlobInfo) -> None:
+        """Delete the blob, whatever others have done to its metadata.
+
+        Raises ConditionFailed when they have stored another content.
+        """
+        with suppress(NotFound):
+            for _ in range(3):
+                try:
+                    await container.delete(info.name, if_match=info.etag)
+                except ConditionFailed:
+                    current = await container.head(info.name)
+                    if not await self.reader.same_content(info, current):
+                        raise
+                    info = current
+                else:
+                    return
+            raise ConditionFailed(f"{info.name!r} is being changed by others over and over")
 
     @asynccontextmanager
     async def hidden(self, node: Node) -> AsyncIterator[None]:

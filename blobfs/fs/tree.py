@@ -86,6 +86,8 @@ class Walk:
         directory, store = self._directory, self._store
         if directory.path != self._path:
             return  # it was renamed meanwhile: this is the listing of where it was
+        if self._scan.spoiled:
+            return
         directory.probes = 0
         directory.big = self._entries is None or len(self._entries) > self._page_size
         if self._entries is not None:
@@ -260,11 +262,17 @@ class Tree:
 
         before = parent.children.get(name)
         known = None if before is None else before.info
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(ask_blob)
-            if before is None or before.is_directory:
-                nursery.start_soon(ask_below)
+        scan = self._listings.begin(parent)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask_blob)
+                if before is None or before.is_directory:
+                    nursery.start_soon(ask_below)
+        finally:
+            self._listings.end(parent, scan)
         node = parent.children.get(name)
+        if node is None and name in scan.changed:
+            raise PosixError(errno.ENOENT)  # removed by this mount meanwhile
         if node is not None and (node is not before or node.is_local or node.info is not known):
             return node  # changed by this mount meanwhile
         if not found and not below:
