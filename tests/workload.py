@@ -12,10 +12,12 @@ import os
 import random
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from blobfs.fs.deleting import MOST
 from tests.journal import Entries, Entry, Writer, digest, entry_of, tree
 from tests.marker import PLAINTEXT_MARKER
 
@@ -32,7 +34,8 @@ Find = Callable[[Callable[[], bytes]], bytes]
 
 class Workload:
     """`entries` is what may be found of each path if the mount went now, the newest last: changed
-    attributes need not be stored while the mount may put them off."""
+    attributes need not be stored while the mount may put them off. What was deleted is not in it,
+    but in the journal until it cannot come back: see `blobfs.fs.deleting`."""
 
     def __init__(
         self, root: Path, journal: Writer, seed: int, *, disk_is_small: bool = False
@@ -47,6 +50,7 @@ class Workload:
         self.held: dict[str, tuple[int, bytearray]] = {}  # open, and with unsaved content
         self.torn: set[str] = set()  # of these, those of which a write has failed
         self.gone: list[int] = []  # descriptors of files without a name
+        self.undone: deque[tuple[str, list[Entry]]] = deque()  # deletions that a kill may undo
         self._numbers = 0
 
     def run(self) -> None:
@@ -113,10 +117,21 @@ class Workload:
         now = after()
         self.journal.done(now)
         for name, entries in now.items():
-            if entries == [None]:
+            if entries[0] is None:
                 self.entries.pop(name, None)
             else:
                 self.entries[name] = entries
+
+    def _deleted(self, *names: str) -> Entries:
+        """Gone, but for what a kill may bring back: the last `MOST` that were deleted."""
+        now: Entries = {}
+        for name in names:
+            entries = self.entries.get(name, [])
+            self.undone.append((name, entries))
+            now[name] = [None, *entries]
+        while len(self.undone) > MOST:
+            now[self.undone.popleft()[0]] = [None]
+        return now
 
     def _now(self, *names: str) -> Callable[[], Entries]:
         """Stored in these entries alone; what was written to a file is known here."""
@@ -133,14 +148,22 @@ class Workload:
     def _store(self, name: str, content: bytes, action: Callable[[], None]) -> None:
         """An operation that stores new content under a name."""
         may: Entries = {name: [["f", digest(content), None, None]]}
+        old = self.contents.get(name, b"")
+        left: list[Entry] = []
 
         def act() -> None:
-            with self._space_for(self.contents.get(name, b""), content) as find:
+            with self._space_for(old, content) as find:
                 action()
-            self.contents[name] = find((self.root / name).read_bytes)
+            found = self.contents[name] = find((self.root / name).read_bytes)
+            if found == old != content:  # nothing was stored, nor attributes that were put off
+                left.extend(self.entries.get(name, []))
+
+        def after() -> Entries:
+            now = self._now(name)()
+            return {name: [*left, *now[name]]}
 
         caller = sys._getframe(1).f_code.co_name
-        self._do(f"{caller} {name}", may, act, self._now(name))
+        self._do(f"{caller} {name}", may, act, after)
 
     @contextmanager
     def _space_for(self, old: bytes, new: bytes) -> Iterator[Find]:
@@ -284,6 +307,7 @@ class Workload:
             moves.append((old, new, [*entry[:2], None, None]))
             now[old] = [None]
             now[new] = [entry]
+        is_file = len(pairs) == 1 and pairs[0][0] in self.contents
 
         def act() -> None:
             os.rename(self.root / pairs[0][0], self.root / pairs[0][1])
@@ -292,7 +316,10 @@ class Workload:
                     self.contents[new] = self.contents.pop(old)
                     self.recent.add(new)
 
-        self._do(f"{what} {pairs[0][0]} {pairs[0][1]}", may, act, lambda: now, moves)
+        def after() -> Entries:
+            return now | (self._deleted(pairs[0][0]) if is_file else {})
+
+        self._do(f"{what} {pairs[0][0]} {pairs[0][1]}", may, act, after, moves)
 
     def rename(self) -> None:
         if (name := self._some_file()) is not None:
@@ -319,7 +346,7 @@ class Workload:
             f"unlink {name}",
             {name: [None]},
             lambda: os.unlink(self.root / name),
-            lambda: {name: [None]},
+            lambda: self._deleted(name),
         )
         self.contents.pop(name, None)
 
