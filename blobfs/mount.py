@@ -22,7 +22,7 @@ import trio
 
 from blobfs import control, logs
 from blobfs.attributes import Defaults, Kind, kind_of
-from blobfs.blobs import BlobInfo, Client, Container, PackedInfo, RetryPolicy
+from blobfs.blobs import BlobInfo, Client, Container, RetryPolicy
 from blobfs.draft import PAGE, PagePool
 from blobfs.ending import Ending
 from blobfs.envelope import Protocol
@@ -192,7 +192,8 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
         pool = PagePool(spool, options.buffer_size)
         fs = _build(options, volumes, keyring, pool, nursery)
         if options.sas_dir is None and markers[0] is not None:
-            fs.store.take_up(fs.store.inodes.root, PackedInfo.of(markers[0]))
+            marker = fs.store.entry(Kind.DIRECTORY, markers[0])
+            fs.store.take_up(fs.store.inodes.root, marker)
         operations = Operations(fs, options.timeout)
         status = MountStatus(
             options,

@@ -14,12 +14,12 @@ back until a name comes that does not. Nothing else depends on the service's ord
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from cachetools import LRUCache
 
-from blobfs.attributes import Kind, kind_of
+from blobfs.attributes import Kind, PackedAttributes, kind_of
 from blobfs.blobs import BlobInfo, PackedInfo, Page
 from blobfs.inodes import Node
 from blobfs.names import HIDDEN_PREFIX, is_showable
@@ -34,10 +34,16 @@ CACHED_DIRECTORY = 20_000
 
 
 class Entry(NamedTuple):
-    """What the service says of one name; `info` is None for a directory without a marker."""
+    """What the service says of one name; `info` is None for a directory without a marker.
+
+    `attrs`, and the plaintext `size` as far as it is known (else -1), are what follows from `info`,
+    where they were worked out before that was packed.
+    """
 
     kind: Kind
     info: PackedInfo | None
+    attrs: PackedAttributes | None = None
+    size: int = -1
 
     @classmethod
     def of(cls, kind: Kind, info: BlobInfo | None) -> "Entry":
@@ -45,10 +51,14 @@ class Entry(NamedTuple):
 
 
 class Scanner:
-    """Turns the pages of one listing of `prefix` (ending in a slash, or "") into entries."""
+    """Turns the pages of one listing of `prefix` (ending in a slash, or "") into entries, each of
+    which `entry` makes."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(
+        self, prefix: str, entry: Callable[[Kind, BlobInfo | None], Entry] = Entry.of
+    ) -> None:
         self._prefix = prefix
+        self._entry = entry
         self._held: dict[str, Entry] = {}
         self._held_order: list[str] = []
         self.own_marker: BlobInfo | None = None  # a blob `prefix` itself, slash included
@@ -89,17 +99,17 @@ class Scanner:
     ) -> Entry:
         if not is_prefix:
             assert info is not None
-            entry = Entry.of(kind_of(info.metadata, info.size), info)
+            entry = self._entry(kind_of(info.metadata, info.size), info)
             if held is None or entry.kind is Kind.DIRECTORY:
                 return entry
             self.unshowable.append(self._prefix + name)
             return held
         if held is None:
-            return Entry.of(Kind.DIRECTORY, info)
+            return self._entry(Kind.DIRECTORY, info)
         if held.kind is not Kind.DIRECTORY:
             self.unshowable.append(self._prefix + name)
-            return Entry.of(Kind.DIRECTORY, info)
-        return held if held.info is not None else Entry.of(Kind.DIRECTORY, info)
+            return self._entry(Kind.DIRECTORY, info)
+        return held if held.info is not None else self._entry(Kind.DIRECTORY, info)
 
     def _release(self, lasts: list[str]) -> Iterator[tuple[str, Entry]]:
         """Entries of which no later page can say more, given the last names of this one."""
@@ -123,12 +133,13 @@ class Scan:
 class Listing:
     """A directory's whole content at the time when it was asked for."""
 
-    __slots__ = ("entries", "fresh_until", "path", "subdirectories")
+    __slots__ = ("directory", "entries", "fresh_until", "path", "subdirectories")
 
     def __init__(self, entries: dict[str, Entry], fresh_until: float) -> None:
         self.entries = entries
         self.fresh_until = fresh_until
-        self.path = ""  # of the directory, once it is cached
+        self.directory: Node | None = None  # once it is cached
+        self.path = ""  # of the directory then
         self.subdirectories = sum(_is_directory(entry) for entry in entries.values())
 
     def set(self, name: str, entry: Entry | None) -> None:
@@ -153,12 +164,13 @@ class Listings:
 
     def get(self, directory: Node) -> Listing | None:
         listing: Listing | None = self._cache.get(directory.ino)
-        if listing is not None and listing.path != directory.path:
-            return None  # a number is given again when the kernel has forgotten it
-        return listing
+        if listing is None or listing.directory is directory:
+            return listing
+        # A number is given again when the kernel has forgotten it.
+        return listing if listing.path == directory.path else None
 
     def put(self, directory: Node, listing: Listing) -> None:
-        listing.path = directory.path
+        listing.directory, listing.path = directory, directory.path
         self._cache[directory.ino] = listing
 
     def drop(self, directory: Node) -> None:

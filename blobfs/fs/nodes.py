@@ -25,7 +25,7 @@ from blobfs.attributes import (
 from blobfs.blobs import BlobInfo, Container, PackedInfo
 from blobfs.envelope import METADATA_KEY
 from blobfs.errors import ConditionFailed, ContentError, NotFound, PosixError
-from blobfs.fs.listing import Listings
+from blobfs.fs.listing import Entry, Listings
 from blobfs.inodes import Inodes, Node
 from blobfs.names import join
 from blobfs.reader import Reader
@@ -188,27 +188,34 @@ class Nodes:
             Kind.DIRECTORY, defaults.dir_mode, defaults.uid, defaults.gid, now, now, now
         )
 
-    def show(self, parent: Node, name: str, kind: Kind, info: PackedInfo | None) -> Node:
+    def entry(self, kind: Kind, info: BlobInfo | None) -> Entry:
+        """With all that `take_up` needs: what was packed would have to be unpacked for that."""
+        if info is None:
+            return Entry(kind, None)
+        attrs = PackedAttributes.of(self.attributes_of(info, kind))
+        return Entry(kind, PackedInfo.of(info), attrs, self._listed_size(kind, info))
+
+    def show(self, parent: Node, name: str, entry: Entry) -> Node:
         """The child of this name with what the service just said of it; new if need be.
 
         What we know better (unsaved changes) stays. A child of another kind by now is replaced.
         """
         node = parent.children.get(name)
-        if node is not None and node.kind is not kind:
+        if node is not None and node.kind is not entry.kind:
             if self.is_held(node):
                 return node
             self.vanish(node)
             node = None
-        if node is not None and not node.is_local and self._is_replaced(node, info):
+        if node is not None and not node.is_local and self._is_replaced(node, entry.info):
             self.vanish(node)
             node = None
         if node is None:
             attrs = self.bare_directory()
-            attrs.kind = kind  # all else, `take_up` has from the service
+            attrs.kind = entry.kind  # all else, `take_up` has from the service
             node = self.inodes.add(parent, name, attrs)
         elif node.is_local:
             return node
-        self.take_up(node, info)
+        self.take_up(node, entry)
         return node
 
     def _is_replaced(self, node: Node, packed: PackedInfo | None) -> bool:
@@ -225,29 +232,34 @@ class Nodes:
         value = value_of(info.metadata, METADATA_KEY)
         return value is None or value != value_of(known.metadata, METADATA_KEY)
 
-    def take_up(self, node: Node, packed: PackedInfo | None) -> None:
+    def take_up(self, node: Node, entry: Entry) -> None:
         """The service just said this of the node, which has nothing unsaved."""
         node.fresh_until = self.fresh_until()
+        packed = entry.info
         if packed is None:
             node.info = None  # a directory whose marker is gone keeps what it was shown with
             return
         if node.etag != packed.etag or not node.is_stored:
-            info = packed.unpacked()
-            attrs = self.attributes_of(info, node.kind)
+            attrs = entry.attrs
+            if attrs is None:
+                entry = self.entry(node.kind, packed.unpacked())
+                attrs = entry.attrs
+                assert attrs is not None
             if node.is_directory and node.is_stored:
                 # Changes of entries count as changes of the directory, and are not stored.
-                before = node.shown_attrs
-                attrs.mtime_ns = max(before.mtime_ns, attrs.mtime_ns)
-                attrs.ctime_ns = max(before.ctime_ns, attrs.ctime_ns)
-            node.attrs = PackedAttributes.of(attrs)
+                before, later = node.shown_attrs, attrs.unpacked()
+                later.mtime_ns = max(before.mtime_ns, later.mtime_ns)
+                later.ctime_ns = max(before.ctime_ns, later.ctime_ns)
+                attrs = PackedAttributes.of(later)
+            node.attrs = attrs
             node.target = None
             if not node.opens:
                 node.content = None  # a symlink's, of the version before
-            node.plain_size = self._listed_size(node, info)
+            node.plain_size = entry.size
         node.info = packed
 
-    def _listed_size(self, node: Node, info: BlobInfo) -> int:
-        if node.is_directory:
+    def _listed_size(self, kind: Kind, info: BlobInfo) -> int:
+        if kind is Kind.DIRECTORY:
             return 0
         try:
             size = self.reader.known_size(info)
@@ -290,11 +302,11 @@ class Nodes:
         if node.info is known and not node.is_local:
             if kind_of_blob(info) is not node.kind:
                 raise NotFound(f"{name!r} is of another type by now")
-            packed = PackedInfo.of(info)
-            if self._is_replaced(node, packed):
+            entry = self.entry(node.kind, info)
+            if self._is_replaced(node, entry.info):
                 self.vanish(node)
                 raise ConditionFailed(f"{name!r} was replaced by someone else while it was open")
-            self.take_up(node, packed)
+            self.take_up(node, entry)
 
     def rebase(self, node: Node, info: BlobInfo) -> None:
         """Others changed the blob's metadata while this mount has changes that are not stored:

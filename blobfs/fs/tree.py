@@ -50,7 +50,7 @@ class Walk:
         self._path = directory.path
         name = store.blob_name(directory)
         self._prefix = name + "/" if name else ""
-        self._scanner = Scanner(self._prefix)
+        self._scanner = Scanner(self._prefix, store.entry)
         self._scan = store.listings.begin(directory)
         store.listings.drop(directory)  # it is stale, or there would be no walk
         self._fresh_until = store.fresh_until()
@@ -156,7 +156,7 @@ class Tree:
         entry = listing.entries.get(name)
         node = parent.children.get(name)
         if entry is not None:
-            node = store.show(parent, name, *entry)
+            node = store.show(parent, name, entry)
             node.fresh_until = max(node.fresh_until, listing.fresh_until)
         elif node is None or not store.is_held(node):
             if node is not None:
@@ -285,7 +285,7 @@ class Tree:
         kind = Kind.DIRECTORY if below or info is None else kind_of(info.metadata, info.size)
         if info is not None and below and kind_of(info.metadata, info.size) is not kind:
             info = None  # a file shadowed by the directory of its name
-        node = store.show(parent, name, *Entry.of(kind, info))
+        node = store.show(parent, name, store.entry(kind, info))
         await store.settle_size(node)
         return node
 
@@ -327,7 +327,7 @@ class Tree:
             entry = stream.scan.changed.get(name, listed)
             node = directory.children.get(name)
             if entry is not None:
-                node = self._store.show(directory, name, *entry)
+                node = self._store.show(directory, name, entry)
             elif node is None or not node.is_local or name in stream.scan.changed:
                 continue
             found.append((name, node, position))
