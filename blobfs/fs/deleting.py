@@ -1,7 +1,8 @@
 """Deletions of one file after another (`rm -r`): not each of them is waited for.
 
-When `STREAK` blobs of a directory's entries were deleted, each within `PAUSE` of the one before,
-the next calls return while the service is still at work. When it is at work on `MOST`, the next is
+When `STREAK` blobs of a directory's entries were deleted, each within `PAUSE` of the one before and
+none of them under a name that comes again (a lock file's does: others wait for it to go), the next
+calls return while the service is still at work. When it is at work on `MOST`, the next is
 waited for: so those that are stalled hold up no others. For this mount the names are gone all the
 same: whatever lists the directory, or gives a name anew, waits.
 
@@ -12,8 +13,9 @@ it, once; from then on each is waited for again.
 
 import errno
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -29,6 +31,9 @@ STREAK = 3
 
 PAUSE = 1.0
 """Seconds between two deletions of a streak."""
+
+REMEMBERED = 64
+"""Names deleted last, of which none may come again in a streak."""
 
 MOST = 8
 """Deletions under way that nobody waits for: half of the requests that a mount makes at once."""
@@ -46,8 +51,17 @@ class Streak:
 
     length: int = 0
     last: float = float("-inf")
+    names: deque[str] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     failure: Exception | None = None
     failed: str = ""  # the name that it is of
+
+    def goes_on(self, name: str) -> bool:
+        return trio.current_time() - self.last < PAUSE and name not in self.names
+
+    def add(self, name: str) -> None:
+        self.length += 1
+        self.last = trio.current_time()
+        self.names.append(name)
 
 
 class Deletions:
@@ -64,13 +78,14 @@ class Deletions:
         """How many are under way."""
         return len(self._under_way)
 
-    def waited_for(self, directory: Node) -> None:
-        """An entry's blob was deleted, and the caller has waited for that."""
-        now = trio.current_time()
+    def waited_for(self, directory: Node, name: str) -> None:
+        """The entry's blob was deleted, and the caller has waited for that."""
         streak: Streak = directory.deletions or Streak()
         directory.deletions = streak
-        streak.length = streak.length + 1 if now - streak.last < PAUSE else 1
-        streak.last = now
+        if not streak.goes_on(name):
+            streak.length = 0
+            streak.names.clear()
+        streak.add(name)
 
     def begin(self, directory: Node, name: str, work: Work) -> bool:
         """Whether this deletion need not be waited for. If so, `work` does it from now on, and the
@@ -79,13 +94,13 @@ class Deletions:
         `work` must delete no version that the caller does not know: what others store under the
         name after that is theirs.
         """
-        streak, now = _streak_in(directory), trio.current_time()
-        if streak is None or streak.length < STREAK or now - streak.last >= PAUSE:
+        streak = _streak_in(directory)
+        if streak is None or streak.length < STREAK or not streak.goes_on(name):
             return False
         blob = self._blob(directory, name)
         if len(self._under_way) >= MOST or blob in self._under_way:
             return False
-        streak.last = now
+        streak.add(name)
         self._under_way[blob] = trio.Event()
         directory.lookups += 1  # not to be let go meanwhile
         self._nursery.start_soon(self._run, directory, streak, name, blob, work)
@@ -123,6 +138,7 @@ class Deletions:
         if streak.failure is None:
             directory.lookups += 1
         streak.length, streak.failure, streak.failed = 0, failure, name
+        streak.names.clear()
         self._nodes.listings.spoil(directory)
 
     def _let_go(self, directory: Node) -> None:

@@ -185,7 +185,7 @@ class Namespace:
             if node.opens or not store.deletions.begin(directory, node.name, later):
                 async with store.hidden(node):
                     await store.delete(container, name, info.etag)
-                store.deletions.waited_for(directory)
+                store.deletions.waited_for(directory, node.name)
         store.unlink(node)
 
     async def rmdir(self, parent: Node, name: str) -> None:
@@ -364,7 +364,7 @@ class Namespace:
             return
         try:
             await delete()
-            deletions.waited_for(directory)
+            deletions.waited_for(directory, node.name)
         except BaseException as exc:
             with trio.move_on_after(CLEAN_UP_TIME, shield=True):
                 # A deletion without an answer may have been done: then the copy is all there is.
