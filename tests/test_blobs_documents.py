@@ -128,6 +128,8 @@ def test_an_empty_page_may_have_a_successor() -> None:
         listing('<Blob><Name Encoded="true">%FF</Name></Blob>'),
         listing(ENTRY.format(name="a", value="v").replace("123", "many")),
         listing(ENTRY.format(name="a", value="v").replace("Fri, 22 Nov", "Friday, 22-Nov")),
+        listing(ENTRY.format(name="a" * 65537, value="v")),
+        listing("<unbound:Blob/>"),
     ],
 )
 def test_what_is_no_listing_is_refused(document: bytes) -> None:

@@ -166,3 +166,21 @@ async def test_what_this_host_changes_meanwhile_outranks_the_listing(service: Se
             answer()
         await settled()
         assert await host.entries("d02") == ["file", "new"]
+
+
+async def test_a_directory_that_takes_the_place_of_another_has_not_its_listings(
+    service: Service,
+) -> None:
+    """Nor those of directories below it that the kernel has let go of."""
+    for name in ("a/x/old", "b/x/new"):
+        service.sdk.upload_blob(name, b"", metadata={"permissions": "33188"})
+    async with service.host(ttl=3600) as host:
+        inodes = host.fs.inodes
+        directory = await host.node("a/x")
+        assert await host.entries("a/x") == ["old"]
+        for child in list(directory.children.values()):
+            inodes.release(child)
+        inodes.forget(directory.ino, directory.lookups)
+        await host.rename("a", "c")
+        await host.rename("b", "a")
+        assert await host.entries("a/x") == ["new"]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from blobfs.fs.deleting import MOST
+from blobfs.fs.deleting import MOST, PAUSE, STREAK
 from tests.journal import Entries, Entry, Writer, digest, entry_of, tree
 from tests.marker import PLAINTEXT_MARKER
 
@@ -51,6 +51,7 @@ class Workload:
         self.torn: set[str] = set()  # of these, those of which a write has failed
         self.gone: list[int] = []  # descriptors of files without a name
         self.undone: deque[tuple[str, list[Entry]]] = deque()  # deletions that a kill may undo
+        self.streaks: dict[str, tuple[int, float]] = {}  # of deletions, by directory
         self._numbers = 0
 
     def run(self) -> None:
@@ -123,13 +124,17 @@ class Workload:
                 self.entries[name] = entries
 
     def _deleted(self, *names: str) -> Entries:
-        """Gone, but for what a kill may bring back: the last `MOST` that were deleted."""
-        now: Entries = {}
+        """Gone, but for what a kill may bring back: the last of a streak in one directory."""
+        now: Entries = {name: [None] for name in names}
         for name in names:
-            entries = self.entries.get(name, [])
-            self.undone.append((name, entries))
-            now[name] = [None, *entries]
-        while len(self.undone) > MOST:
+            directory, at = os.path.dirname(name), time.monotonic()
+            length, last = self.streaks.get(directory, (0, 0.0))
+            length = length + 1 if at - last < 2 * PAUSE else 1  # two clocks measure the pause
+            self.streaks[directory] = length, at
+            if length > STREAK and (entries := self.entries.get(name)):
+                self.undone.append((name, entries))
+                now[name] = [None, *entries]
+        while len(self.undone) > 2 * MOST:
             now[self.undone.popleft()[0]] = [None]
         return now
 
@@ -341,12 +346,12 @@ class Workload:
         if (name := self._some_file()) is not None:
             self._remove(name)
 
-    def _remove(self, name: str) -> None:
+    def _remove(self, name: str, *, is_open: bool = False) -> None:
         self._do(
             f"unlink {name}",
             {name: [None]},
             lambda: os.unlink(self.root / name),
-            lambda: self._deleted(name),
+            lambda: {name: [None]} if is_open else self._deleted(name),
         )
         self.contents.pop(name, None)
 
@@ -434,7 +439,7 @@ class Workload:
             os.close(self.gone.pop(0))
         elif (name := self._some_held()) is not None:
             self.gone.append(self.held.pop(name)[0])
-            self._remove(name)
+            self._remove(name, is_open=True)
 
 
 def _files(root: Path) -> list[Path]:

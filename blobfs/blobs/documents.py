@@ -59,6 +59,9 @@ def _name(entry: str, text: str, is_encoded: bool) -> str:
 _ROOT, _SECTION, _ENTRY, _PART, _VALUE = range(1, 6)
 """Depths: EnumerationResults/Blobs/Blob/Metadata/key."""
 
+_LONGEST_TEXT = 64 * 1024
+"""Characters: all metadata of a blob has 8 KiB, and a name 1,024 characters before encoding."""
+
 
 class _Listing:
     """Makes each blob when its element ends: without the tree of a whole page, the peak of listing
@@ -103,6 +106,8 @@ class _Listing:
     def data(self, text: str) -> None:
         if self._is_open:
             self._text += text
+            if len(self._text) > _LONGEST_TEXT:
+                raise MalformedXML("a text that is longer than any of a listing")
 
     def end(self, tag: str) -> None:
         depth, self._depth = self._depth, self._depth - 1
@@ -144,7 +149,8 @@ class ListingParser:
     def begin(self) -> Callable[[bytes], None]:
         """Forget what came before; what takes the pieces. Raises ValueError for no listing."""
         self._listing = listing = _Listing()
-        self._parser = parser = expat.ParserCreate("utf-8")
+        # A separator makes Expat check namespaces, of which the service has none.
+        self._parser = parser = expat.ParserCreate("utf-8", namespace_separator="}")
         parser.buffer_text = True
         parser.StartDoctypeDeclHandler = _refuse_dtd
         parser.StartElementHandler = listing.start

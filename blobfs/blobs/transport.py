@@ -155,6 +155,7 @@ class _Connection:
         self._socket = tcp.socket.fileno()
         self._buffer = bytearray()  # received, not consumed
         self._piece = memoryview(bytearray(_READ))
+        self._is_asked = False  # a request was sent, and nothing of its answer has come
         self.idle_since = 0.0
 
     @property
@@ -174,6 +175,7 @@ class _Connection:
             await self._send(request, timeout)
         except httpx.WriteError as exc:
             broken = exc  # a server that refuses a body answers, then closes
+        self._is_asked = True
         try:
             while True:
                 status, headers = _parse_head(await self._head(timeout))
@@ -242,6 +244,9 @@ class _Connection:
             raise httpx.ReadError(_reason(exc)) from exc
 
     async def _receive_plain(self, buffer: memoryview, timeout: float) -> int:
+        if self._is_asked:  # no answer comes that soon
+            self._is_asked = False
+            await _within(timeout, trio.lowlevel.wait_readable, self._socket)
         while True:
             try:
                 return os.readv(self._socket, [buffer])
@@ -267,11 +272,6 @@ class _Connection:
         return text
 
     async def _head(self, timeout: float) -> bytes:
-        if self._plain and not self._buffer:  # no answer comes that soon
-            try:
-                await _within(timeout, trio.lowlevel.wait_readable, self._socket)
-            except trio.TooSlowError as exc:
-                raise httpx.ReadTimeout(f"nothing received for {timeout:g} s") from exc
         return await self._until(b"\r\n\r\n", timeout)
 
     async def some(self, most: int, timeout: float) -> bytes:

@@ -19,7 +19,14 @@ from dataclasses import dataclass, field
 
 import trio
 
-from blobfs.errors import BlobfsError, PosixError, Unavailable, errno_of, root_cause
+from blobfs.errors import (
+    BlobfsError,
+    ConditionFailed,
+    PosixError,
+    Unavailable,
+    errno_of,
+    root_cause,
+)
 from blobfs.fs.nodes import Nodes
 from blobfs.inodes import Node
 from blobfs.names import join
@@ -107,7 +114,7 @@ class Deletions:
         return True
 
     def _blob(self, directory: Node, *name: str) -> tuple[str, str]:
-        """Of the entry, or of the directory itself."""
+        """Container and name of the entry's blob, or of the directory's own."""
         nodes = self._nodes
         return nodes.volume(directory).container.url, nodes.blob_name(directory, *name)
 
@@ -131,7 +138,7 @@ class Deletions:
 
     def _failed(self, directory: Node, streak: Streak, name: str, failure: BaseException) -> None:
         known = isinstance(failure, BlobfsError)
-        path = join([directory.path, name])
+        path = name if directory.parent is None else join([directory.path, name])
         log.error("%s was not deleted: %s", path, failure, exc_info=None if known else failure)
         if not isinstance(failure, Exception) or errno_of(failure) in _RETRIED:
             failure = PosixError(errno.EIO, f"{path!r} was not deleted: {failure}")
@@ -145,19 +152,23 @@ class Deletions:
         directory.lookups -= 1
         self._nodes.inodes.release(directory)
 
-    async def settle(self, directory: Node, name: str | None = None) -> None:
-        """Wait for the deletions under way now: of one entry, or of all below the directory.
-        Raises nothing of theirs."""
-        if not self._under_way or not directory.is_linked:
+    async def settle(
+        self, directory: Node, name: str | None = None, *, below: bool = False
+    ) -> None:
+        """Wait for the deletions under way now: of the directory's entries, of one of them, or of
+        all that is `below`. Raises nothing."""
+        if not self._under_way:
             return
-        if all(node.volume is None for node in directory.ancestry()):
-            return  # above the containers
-        container, blob = self._blob(directory, *([] if name is None else [name]))
-        below = blob and blob + "/"
+        try:
+            container, blob = self._blob(directory)
+        except (ConditionFailed, PosixError):
+            return  # it is gone, or above the containers
+        prefix = blob and blob + "/"
         for (where, deleted), event in list(self._under_way.items()):
-            is_it = deleted == blob if name is not None else deleted.startswith(below)
-            if where == container and is_it:
-                await event.wait()
+            if where == container and deleted.startswith(prefix):
+                entry = deleted[len(prefix) :]
+                if below or (entry == name if name is not None else "/" not in entry):
+                    await event.wait()
 
     def check(self, directory: Node, name: str | None = None) -> None:
         """Raises the failure of a deletion in the directory, or of that name, of which nobody has

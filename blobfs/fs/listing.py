@@ -164,10 +164,11 @@ class Listings:
 
     def get(self, directory: Node) -> Listing | None:
         listing: Listing | None = self._cache.get(directory.ino)
-        if listing is None or listing.directory is directory:
-            return listing
+        if listing is None or not directory.is_linked:
+            return None
         # A number is given again when the kernel has forgotten it.
-        return listing if listing.path == directory.path else None
+        is_its = listing.directory is directory or listing.path == directory.path
+        return listing if is_its else None
 
     def put(self, directory: Node, listing: Listing) -> None:
         listing.directory, listing.path = directory, directory.path
@@ -175,6 +176,12 @@ class Listings:
 
     def drop(self, directory: Node) -> None:
         self._cache.pop(directory.ino, None)
+
+    def drop_below(self, path: str) -> None:
+        """Those of the directory of this path and of all below it."""
+        for number, listing in list(self._cache.items()):
+            if listing.path == path or listing.path.startswith(path + "/"):
+                del self._cache[number]
 
     def spoil(self, directory: Node) -> None:
         """A change that was noted has failed, after all."""

@@ -76,7 +76,7 @@ async def move_directory(
     try:
         await _settle_below(store, node)
         if target is not None:
-            await store.deletions.settle(target)
+            await store.deletions.settle(target, below=True)
         move.sources = await _blobs_below(move.container, move.old + "/")
         slash_marker = next((x for x in move.sources if x.name == move.old + "/"), None)
         if slash_marker is not None:
@@ -115,7 +115,7 @@ async def _settle_below(store: Store, directory: Node) -> None:
             if node.upload is not None:
                 node.upload.abandon()  # staged under the old name
                 node.upload = None
-    await store.deletions.settle(directory)
+    await store.deletions.settle(directory, below=True)
 
 
 async def _blobs_below(container: Container, prefix: str) -> list[BlobInfo]:
@@ -306,6 +306,7 @@ def _move_nodes(move: _Move, target: Node | None, new_parent: Node, new_name: st
     store, node = move.store, move.node
     old_parent, old_name = node.parent, node.name
     assert old_parent is not None
+    store.listings.drop_below(node.path)  # also of those that the kernel has let go of
     listed = {info.name: info.etag for info in move.sources}
     for child in _below(store, node):
         store.listings.drop(child)
@@ -328,4 +329,5 @@ def _move_nodes(move: _Move, target: Node | None, new_parent: Node, new_name: st
         store.listings.drop(target)
         store.unlink(target)
     store.inodes.move(node, new_parent, new_name)
+    store.listings.drop_below(node.path)
     store.listings.note(old_parent, old_name, None)

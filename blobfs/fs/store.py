@@ -317,7 +317,7 @@ class Store(Nodes):
             raise ConditionFailed(f"{name!r} is being changed by others over and over")
 
     async def delete_content(self, container: Container, info: BlobInfo) -> None:
-        """Delete the blob, whatever others have done to its metadata.
+        """Delete the blob, whatever others have done to the metadata of an encrypted one.
 
         Raises ConditionFailed when they have stored another content.
         """

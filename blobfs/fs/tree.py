@@ -271,7 +271,7 @@ class Tree:
         finally:
             self._listings.end(parent, scan)
         node = parent.children.get(name)
-        if node is None and name in scan.changed:
+        if not scan.spoiled and name in scan.changed and scan.changed[name] is None:
             raise PosixError(errno.ENOENT)  # removed by this mount meanwhile
         if node is not None and (node is not before or node.is_local or node.info is not known):
             return node  # changed by this mount meanwhile
