@@ -13,7 +13,7 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -150,17 +150,23 @@ class Workload:
 
         return look
 
-    def _store(self, name: str, content: bytes, action: Callable[[], None]) -> None:
-        """An operation that stores new content under a name."""
+    def _store(
+        self,
+        name: str,
+        content: bytes,
+        action: Callable[[], None],
+        between: Sequence[bytes] = (),
+    ) -> None:
+        """An operation that stores new content under a name, after what it is `between`."""
         may: Entries = {name: [["f", digest(content), None, None]]}
         old = self.contents.get(name, b"")
         left: list[Entry] = []
 
         def act() -> None:
-            with self._space_for(old, content) as find:
+            with self._space_for(old, *between, content) as find:
                 action()
             found = self.contents[name] = find((self.root / name).read_bytes)
-            if found == old != content:  # nothing was stored, nor attributes that were put off
+            if found == old:  # nothing need be stored, nor with it attributes that were put off
                 left.extend(self.entries.get(name, []))
 
         def after() -> Entries:
@@ -171,17 +177,18 @@ class Workload:
         self._do(f"{caller} {name}", may, act, after)
 
     @contextmanager
-    def _space_for(self, old: bytes, new: bytes) -> Iterator[Find]:
+    def _space_for(self, *versions: bytes) -> Iterator[Find]:
         """What is written within may find the disk full. The value, called afterwards with a way
-        to read the file, says what is in it: `new`, or as much of it as there was space for."""
+        to read the file, says what is in it: the last of the versions that it goes through, or as
+        much of them as there was space for."""
         since = time.monotonic()
         is_full = False
 
         def find(read: Callable[[], bytes]) -> bytes:
             if not is_full:
-                return new
+                return versions[-1]
             found = read()
-            check_torn(found, old, new)
+            check_torn(found, *versions)
             return found
 
         try:
@@ -237,19 +244,20 @@ class Workload:
         if (name := self._some_file()) is None:
             return
         content = bytearray(self.contents[name])
-        pieces = []
+        pieces, versions = [], []
         for _ in range(self.random.randint(1, 3)):
             offset = self.random.randint(0, len(content))
             data = self._data(self.random.choice(SIZES[1:-1]))
             content[offset : offset + len(data)] = data
             pieces.append((offset, data))
+            versions.append(bytes(content))
 
         def act() -> None:
             with self._file(name, os.O_RDWR) as fd:
                 for offset, data in pieces:
                     put(fd, data, offset)
 
-        self._store(name, bytes(content), act)
+        self._store(name, bytes(content), act, versions[:-1])
 
     def truncate(self) -> None:
         if (name := self._some_file()) is not None:
@@ -454,11 +462,11 @@ def put(fd: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def check_torn(found: bytes, old: bytes, new: bytes) -> None:
-    """Raises AssertionError for bytes that neither version nor a hole has at their place."""
-    size = max(len(found), len(old), len(new))
-    versions = [version.ljust(size, b"\0") for version in (old, new, b"")]
-    assert len(found) <= max(len(old), len(new)), f"{len(found)} bytes"
+def check_torn(found: bytes, *versions: bytes) -> None:
+    """Raises AssertionError for bytes that no version nor a hole has at their place."""
+    longest = max(map(len, versions))
+    assert len(found) <= longest, f"{len(found)} bytes"
+    versions = tuple(version.ljust(longest, b"\0") for version in (*versions, b""))
     for start in range(0, len(found), SECTOR):
         piece = found[start : start + SECTOR]
         places = [version[start : start + len(piece)] for version in versions]
