@@ -156,8 +156,11 @@ class Workload:
         content: bytes,
         action: Callable[[], None],
         between: Sequence[bytes] = (),
+        *,
+        is_sync: bool = False,
     ) -> None:
-        """An operation that stores new content under a name, after what it is `between`."""
+        """An operation that stores new content under a name, after what it is `between`. An fsync
+        stores attributes that were put off even where the content is the old one."""
         may: Entries = {name: [["f", digest(content), None, None]]}
         old = self.contents.get(name, b"")
         left: list[Entry] = []
@@ -166,7 +169,7 @@ class Workload:
             with self._space_for(old, *between, content) as find:
                 action()
             found = self.contents[name] = find((self.root / name).read_bytes)
-            if found == old:  # nothing need be stored, nor with it attributes that were put off
+            if found == old and not is_sync:  # nothing need be stored, nor attributes with it
                 left.extend(self.entries.get(name, []))
 
         def after() -> Entries:
@@ -431,7 +434,7 @@ class Workload:
     def sync_held(self) -> None:
         if (name := self._some_held()) is not None:
             fd, content = self.held[name]
-            self._store(name, bytes(content), lambda: self._last(os.fsync, fd))
+            self._store(name, bytes(content), lambda: self._last(os.fsync, fd), is_sync=True)
 
     def close_held(self) -> None:
         if (name := self._some_held()) is not None:

@@ -72,6 +72,7 @@ class Blobfs:
             stack.callback(mount.remove)
             mount.start()
             _wait_for(lambda: "mounted " in mount.log(), "blobfs to say that it is ready")
+            # where the daemon of a user has its status socket
             os.environ["XDG_RUNTIME_DIR"] = mount.environment["XDG_RUNTIME_DIR"]
             found = control.find(mount.path)
             yield Mounted(mount.path, mount.pid, lambda: _wait_for_deletions(found))
