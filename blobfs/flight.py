@@ -4,7 +4,7 @@ Who reads need not wait for all of a large request, and ciphertext passes throug
 small enough to stay in the processor's cache between its arrival and its decryption.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import trio
@@ -20,8 +20,8 @@ _BESIDE = 64
 either end, or an empty region."""
 
 
-class Body(Protocol):
-    """What of a `BodyReader` is needed here."""
+class Regions(Protocol):
+    """What of the envelope's is needed here, before there is a key."""
 
     plain_size: int | None
 
@@ -29,6 +29,10 @@ class Body(Protocol):
     def unit(self) -> int: ...
 
     def blob_range(self, first: int, last: int) -> tuple[int, int]: ...
+
+
+class Body(Protocol):
+    """The same of a `BodyReader`."""
 
     def decrypt_into(self, first: int, ciphertext: memoryview, into: memoryview) -> int: ...
 
@@ -39,11 +43,16 @@ class Flight:
     What has `landed` is authenticated as far as the protocol goes. Nothing else is ever served.
     """
 
-    def __init__(self, body: Body, first: int, last: int) -> None:
+    def __init__(
+        self, regions: Regions, first: int, last: int, opened: Callable[[], Awaitable[Body]]
+    ) -> None:
+        """`opened` waits until there is a key, which may be when the request is under way."""
         self.first = first
         self.last = last
-        self._body = body
-        self.start, self.stop = body.blob_range(first, last)
+        self._regions = regions
+        self._opened = opened
+        self._body: Body | None = None
+        self.start, self.stop = regions.blob_range(first, last)
         self.plain = memoryview(b"")
         self.landed = 0  # bytes of `plain`, from its start
         self.error: Exception | None = None
@@ -58,14 +67,14 @@ class Flight:
     @property
     def size(self) -> int:
         """Bytes of plaintext."""
-        assert self._body.plain_size is not None
-        unit = self._body.unit
-        return min((self.last + 1) * unit, self._body.plain_size) - self.first * unit
+        assert self._regions.plain_size is not None
+        unit = self._regions.unit
+        return min((self.last + 1) * unit, self._regions.plain_size) - self.first * unit
 
     @property
     def piece_size(self) -> int:
         """Bytes that the ciphertext of a piece takes at most."""
-        start, stop = self._body.blob_range(self.first, self._piece_end(self.first))
+        start, stop = self._regions.blob_range(self.first, self._piece_end(self.first))
         return stop - start + _BESIDE
 
     # For the reader
@@ -117,6 +126,13 @@ class Flight:
         if self._unit <= self.last:
             self._next_piece(0)
 
+    async def ready(self) -> None:
+        """Raises what kept the body from being opened."""
+        self.unlock(await self._opened())
+
+    def unlock(self, body: Body) -> None:
+        self._body = body
+
     def room(self) -> memoryview:
         return self._piece[self._filled :]
 
@@ -128,22 +144,23 @@ class Flight:
             self._land()
 
     def _piece_end(self, unit: int) -> int:
-        return min(unit + max(1, PIECE // self._body.unit) - 1, self.last)
+        return min(unit + max(1, PIECE // self._regions.unit) - 1, self.last)
 
     def _next_piece(self, kept: int) -> None:
         """`kept` bytes at the buffer's start are of this piece already."""
         self._last_unit = self._piece_end(self._unit)
-        start, stop = self._body.blob_range(self._unit, self._last_unit)
+        start, stop = self._regions.blob_range(self._unit, self._last_unit)
         self._piece = self._buffer[: stop - start]
         self._filled = kept
         self.start = start + kept
 
     def _land(self) -> None:
+        assert self._body is not None
         self.landed += self._body.decrypt_into(self._unit, self._piece, self.plain[self.landed :])
         self._unit = self._last_unit + 1
         if self._unit <= self.last:
             # In protocol 1.0 the end of a piece begins the next one, too.
-            kept = self.start - self._body.blob_range(self._unit, self._unit)[0]
+            kept = self.start - self._regions.blob_range(self._unit, self._unit)[0]
             self._buffer[:kept] = self._piece[len(self._piece) - kept :]
             self._next_piece(kept)
         else:

@@ -22,8 +22,9 @@ from blobfs.errors import PosixError
 from blobfs.names import join
 
 if TYPE_CHECKING:
+    from blobfs.content import Content
     from blobfs.draft import Draft
-    from blobfs.reader import Content, Reach
+    from blobfs.reader import Reach
     from blobfs.writer import Upload
 
 ROOT_INO = 1

@@ -132,6 +132,10 @@ class Keyring:
         """The same from the provider itself: to prove a wrap that nothing else would remember."""
         return await self._ask(wrapped)
 
+    def serves(self, key_id: str) -> bool:
+        """Whether there is a provider to be asked for this key."""
+        return self._find(key_id) is not None
+
     async def content_key(self, data: EncryptionData) -> bytes:
         """The CEK of a blob's body. Raises Corrupt, too."""
         return unpack_cek(data.protocol, await self.unwrap(data.wrapped))
@@ -173,9 +177,12 @@ class Keyring:
             self._payloads[wrapped] = payload
 
     def _provider(self, key_id: str) -> KeyProvider:
+        provider = self._find(key_id)
+        if provider is None:
+            raise KeyUnknown(f"none of the mount's keys is {key_id!r}")
+        return provider
+
+    def _find(self, key_id: str) -> KeyProvider | None:
         if self._wrapping is not None and self._wrapping.key_id == key_id:
             return self._wrapping
-        for provider in self._providers:
-            if provider.serves(key_id):
-                return provider
-        raise KeyUnknown(f"none of the mount's keys is {key_id!r}")
+        return next((each for each in self._providers if each.serves(key_id)), None)

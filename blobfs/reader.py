@@ -12,7 +12,7 @@ Requests run in the mount's nursery under their own deadline, so that a reader t
 neither wastes nor delays what others wait for.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from weakref import WeakSet
@@ -21,8 +21,9 @@ import trio
 from cachetools import LRUCache
 
 from blobfs.attributes import Kind, value_of
-from blobfs.blobs import BlobInfo, Container
+from blobfs.blobs import BlobInfo
 from blobfs.cache import Block, BlockCache, Buffers
+from blobfs.content import Content, Locate, PlainBody
 from blobfs.envelope import (
     METADATA_KEY,
     SEAL_KEY,
@@ -33,6 +34,7 @@ from blobfs.envelope import (
     check_seal,
     open_body,
     plain_size,
+    regions_of,
     sealed_size,
 )
 from blobfs.errors import (
@@ -83,7 +85,6 @@ _LARGEST_SPARE = 2 * PIECE
 """Bytes: a region may be of 1 GiB, and what it took is not to be kept for the life of the mount."""
 
 Buffer = bytes | bytearray | memoryview
-Locate = Callable[[], tuple[Container, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,47 +97,6 @@ class ReadPolicy:
     cache_size: int = 64 * 1024 * 1024
     readahead: int = 32 * 1024 * 1024
     timeout: float = 60.0
-
-
-class PlainBody:
-    """A body that is stored as it is, in the shape of a `BodyReader`."""
-
-    unit = 64 * 1024
-
-    def __init__(self, blob_size: int) -> None:
-        self.blob_size = blob_size
-        self.plain_size: int | None = blob_size
-
-    def blob_range(self, first: int, last: int) -> tuple[int, int]:
-        return first * self.unit, min((last + 1) * self.unit, self.blob_size)
-
-    def decrypt(self, first: int, ciphertext: Buffer) -> memoryview:
-        return memoryview(bytes(ciphertext))
-
-    def decrypt_into(self, first: int, ciphertext: Buffer, into: memoryview) -> int:
-        into[: len(ciphertext)] = ciphertext
-        return len(ciphertext)
-
-
-class Content:
-    """One version of one blob's content, opened: its key is known and its seal was checked."""
-
-    def __init__(
-        self,
-        locate: Locate,
-        info: BlobInfo,
-        kind: Kind,
-        body: BodyReader | PlainBody,
-        identity: Hashable,
-    ) -> None:
-        self.locate = locate
-        self.info = info
-        self.kind = kind
-        self.body = body
-        self.identity = identity
-        assert body.plain_size is not None
-        self.size: int = body.plain_size
-        self.flights: dict[int, Flight] = {}
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -204,38 +164,69 @@ class Reader:
             self._sizes[info.name, info.etag] = size
         return size
 
-    async def open(self, locate: Locate, info: BlobInfo, kind: Kind) -> Content:
-        """The content of this version. Raises ContentError when it may not be served."""
+    async def open(
+        self, locate: Locate, info: BlobInfo, kind: Kind, reach: Reach | None = None
+    ) -> Content:
+        """The content of this version. Raises ContentError when it may not be served.
+
+        For whom will read from the beginning with `reach`, that is asked for (`expect`), as early
+        as it can be: what else opening takes is done while the answer is on its way.
+        """
         value = value_of(info.metadata, METADATA_KEY)
         if value is None:
             if self._policy.require_encryption:
                 raise NotEncrypted(
                     f"{info.name!r} is not encrypted; mount with norequire_encryption to read it"
                 )
-            return Content(locate, info, kind, PlainBody(info.size), (info.name, info.etag))
+            plain = PlainBody(info.size)
+            content = Content(locate, info, kind, plain, (info.name, info.etag))
+            content.settle(plain)
+            if reach is not None:
+                self.expect(content, reach)
+            return content
         data = EncryptionData.parse(value)
         if data.protocol < self._policy.min_protocol:
             raise ProtocolRefused(f"{info.name!r} has protocol {data.protocol}, below min_protocol")
+        if self._policy.require_seal and value_of(info.metadata, SEAL_KEY) is None:
+            raise Corrupt(f"{info.name!r} has no seal, and the mount has require_seal")
+        regions, body = regions_of(data, info.size), None
+        if regions is None:
+            regions = body = await self._unlock(locate, info, kind, data)
+        # All that says which bytes a unit has, as without a seal an attacker may have changed it:
+        # what was decrypted of the genuine version must not serve for another cut of it.
+        # Of protocol 1.0 nothing proves the bytes, so they serve for this version alone.
+        version = info.etag if data.protocol is Protocol.V1_0 else ""
+        cut = (data.protocol, data.region_length, data.iv, info.size, version)
+        content = Content(locate, info, kind, regions, (*cut, data.wrapped.encrypted_key))
+        try:
+            if reach is not None and self._keyring.serves(data.wrapped.key_id):
+                self.expect(content, reach)
+                if content.flights:
+                    # They send their requests: trio runs what is ready in either order, so twice.
+                    await trio.lowlevel.checkpoint()
+                    await trio.lowlevel.checkpoint()
+            body = body or await self._unlock(locate, info, kind, data)
+        finally:
+            content.settle(body)
+        return content
+
+    async def _unlock(
+        self, locate: Locate, info: BlobInfo, kind: Kind, data: EncryptionData
+    ) -> BodyReader:
+        """The body under its key, checked against its seal."""
         cek = await self._keyring.content_key(data)
         size_hint = None
         seal = value_of(info.metadata, SEAL_KEY)
         if seal is not None:
             check_seal(seal, cek, data, info.size, "symlink" if kind is Kind.SYMLINK else "file")
             size_hint = sealed_size(seal)
-        elif self._policy.require_seal:
-            raise Corrupt(f"{info.name!r} has no seal, and the mount has require_seal")
         padded = info.blob_type != "PageBlob"
         body = open_body(data, cek, info.size, size_hint, padded=padded)
         if data.protocol is Protocol.V1_0:
             self.on_protocol_1(info.name)
         if body.plain_size is None:
             body.settle_size(await self._tail(locate, info, body))
-        # All that says which bytes a unit has, as without a seal an attacker may have changed it:
-        # what was decrypted of the genuine version must not serve for another cut of it.
-        # Of protocol 1.0 nothing proves the bytes, so they serve for this version alone.
-        version = info.etag if data.protocol is Protocol.V1_0 else ""
-        cut = (data.protocol, data.region_length, data.iv, info.size, version)
-        return Content(locate, info, kind, body, (*cut, data.wrapped.encrypted_key))
+        return body
 
     async def read(
         self, content: Content, reach: Reach, offset: int, size: int
@@ -247,7 +238,7 @@ class Reader:
         end = min(offset + size, content.size)
         if offset >= end:
             return b""
-        unit = content.body.unit
+        unit = content.unit
         self._request(content, offset // unit, self._look_ahead(content, reach, offset, end))
         pieces = []
         while offset < end:
@@ -261,14 +252,14 @@ class Reader:
         """Whoever has just opened it will read its beginning: ask for that while the kernel is
         still on its way to ask us. Not for a large region of which little may be read."""
         size = min(self._least(content), self._policy.readahead)
-        if size and not reach.asked and min(content.body.unit, content.size) <= FIRST_WINDOW:
+        if size and not reach.asked and min(content.unit, content.size) <= FIRST_WINDOW:
             reach.asked = self._units(content, size)
             self._request(content, 0, reach.asked - 1)
 
     async def fetch(self, content: Content) -> None:
         """Have all of a small content in the cache; failures are for whoever reads it."""
         if content.size:
-            self._request(content, 0, (content.size - 1) // content.body.unit)
+            self._request(content, 0, (content.size - 1) // content.unit)
         for flight in set(content.flights.values()):
             with suppress(BlobfsError):
                 await flight.reach(flight.size)
@@ -281,7 +272,7 @@ class Reader:
         elif abs(offset - reach.next_offset) > REORDERED:
             reach.run = reach.asked = 0
         reach.next_offset, reach.read_at = end, trio.current_time()
-        unit = content.body.unit
+        unit = content.unit
         last = (end - 1) // unit
         asked = max(reach.asked * unit, end)
         window = self._window(content, reach)
@@ -296,7 +287,7 @@ class Reader:
 
     def _units(self, content: Content, size: int) -> int:
         """How many units the first `size` bytes have."""
-        return -(-min(size, content.size) // content.body.unit)
+        return -(-min(size, content.size) // content.unit)
 
     def _least(self, content: Content) -> int:
         return FIRST_WINDOW if content.size <= FIRST_WINDOW else FIRST_OF_LARGE
@@ -318,7 +309,7 @@ class Reader:
 
     def _request(self, content: Content, first: int, last: int) -> None:
         """Start requests for the units first..last that are neither cached nor under way."""
-        stride = max(1, REQUEST_SIZE // content.body.unit)
+        stride = max(1, REQUEST_SIZE // content.unit)
         start: int | None = None
         for index in range(first, last + 2):
             missing = (
@@ -333,7 +324,7 @@ class Reader:
                 start = index if missing else None
 
     def _launch(self, content: Content, first: int, last: int) -> None:
-        flight = Flight(content.body, first, last)
+        flight = Flight(content.regions, first, last, content.opened)
         for index in range(first, last + 1):
             content.flights[index] = flight
         self._nursery.start_soon(self._fly, content, flight)
@@ -362,7 +353,7 @@ class Reader:
     async def _piece(self, content: Content, offset: int, end: int) -> memoryview:
         """Plaintext from `offset` on, up to `end` at most: of a block in the cache, or of a request
         under way or new, which then asks for all of it."""
-        unit = content.body.unit
+        unit = content.unit
         index = offset // unit
         flight = content.flights.get(index)
         if flight is None:

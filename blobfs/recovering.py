@@ -24,6 +24,7 @@ import trio
 
 from blobfs.attributes import kind_of, value_of
 from blobfs.blobs import BlobInfo, Buffer, Container, Version
+from blobfs.content import PlainBody
 from blobfs.envelope import (
     METADATA_KEY,
     SEAL_KEY,
@@ -43,7 +44,6 @@ from blobfs.errors import (
 )
 from blobfs.fs.commit import CONFLICT_MARK
 from blobfs.keyring import Keyring
-from blobfs.reader import PlainBody
 from blobfs.recovery import (
     SUFFIX,
     RecoveryFile,

@@ -1,4 +1,4 @@
-"""Memory for what is under way: bytes that many files share, first come, first served."""
+"""Shares of what is limited: memory for what is under way, say. First come, first served."""
 
 from collections import deque
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ import trio
 
 
 class Room:
-    """`limit` bytes; who asks for more than that gets all of it, alone."""
+    """`limit` shares, bytes as a rule; who asks for more than that gets all of it, alone."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -20,7 +20,7 @@ class Room:
         return self._used
 
     async def take(self, size: int) -> int:
-        """Wait for room; the bytes to `give` back. Cancelled, it has taken nothing."""
+        """Wait for room; the shares to `give` back. Cancelled, it has taken nothing."""
         size = min(size, self._limit)
         entry = size, trio.Event()
         self._waiting.append(entry)

@@ -41,6 +41,9 @@ class Memory:
         self._filled = 0
         self._piece = bytearray(min(3, self.stop - self.start))
 
+    async def ready(self) -> None:
+        pass
+
     def room(self) -> memoryview:
         return memoryview(self._piece)[self._filled :]
 

@@ -71,6 +71,9 @@ class Sink:
     def begin(self) -> None:
         pass
 
+    async def ready(self) -> None:
+        pass
+
     def room(self) -> memoryview:
         return memoryview(self.body)[self.start : min(self.stop, self.start // 1000 * 1000 + 1000)]
 

@@ -42,7 +42,11 @@ def blob(size: int, protocol: Protocol = Protocol.V2_1) -> Blob:
 
 
 def boarded(body: BodyReader, first: int, last: int) -> Flight:
-    flight = Flight(body, first, last)
+    async def opened() -> BodyReader:
+        return body
+
+    flight = Flight(body, first, last, opened)
+    flight.unlock(body)
     memory = memoryview(bytearray(flight.size)), memoryview(bytearray(flight.piece_size))
     flight.board(*memory, lambda: None)
     return flight

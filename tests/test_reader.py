@@ -13,14 +13,13 @@ from trio.testing import MockClock
 
 from blobfs.attributes import Kind
 from blobfs.blobs import BlobInfo, Container, Sink
+from blobfs.content import Content, PlainBody
 from blobfs.errors import Unavailable
 from blobfs.keyring import Keyring
 from blobfs.reader import (
     AHEAD,
     FIRST_OF_LARGE,
     REQUEST_SIZE,
-    Content,
-    PlainBody,
     Reach,
     Reader,
     ReadPolicy,
@@ -46,6 +45,7 @@ class Blobs:
         sink.begin()
         self.asked.append((sink.start, sink.stop))
         await trio.lowlevel.checkpoint()
+        await sink.ready()
         if self.unreachable:
             raise Unavailable("no network")
         while room := sink.room():
@@ -59,7 +59,9 @@ class Blobs:
         size = len(self.bodies[number])
         info = BlobInfo(str(number), "0x1", size, 0)
         where = cast(Container, self), info.name
-        return Content(lambda: where, info, Kind.FILE, PlainBody(size), number)
+        it = Content(lambda: where, info, Kind.FILE, PlainBody(size), number)
+        it.settle(PlainBody(size))
+        return it
 
     def take_asked(self) -> list[tuple[int, int]]:
         asked, self.asked = self.asked, []
@@ -157,7 +159,7 @@ async def test_of_what_was_opened_the_beginning_is_fetched_but_no_large_region()
     async with reader() as r:
         for number, unit in enumerate((UNIT, UNIT, 4 * MIB)):
             it = blobs.content(number)
-            it.body.unit = unit  # type: ignore[misc]
+            it.unit = unit
             r.expect(it, Reach())
             await trio.testing.wait_all_tasks_blocked()
     assert blobs.take_asked() == [(0, FIRST_OF_LARGE), (0, MIB)]

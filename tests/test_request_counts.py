@@ -19,7 +19,7 @@ KEK = AesKek("local:counts", secrets.token_bytes(32))
 KIB = 1024
 
 
-STORED = ["overwritten", "synchronised", "read", "moved", "changed", "removed"]
+STORED = ["overwritten", "synchronised", "read", "read by all", "moved", "changed", "removed"]
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,13 @@ def test_rsync_a_over_a_file_is_put_copy_and_delete(
 
 def test_reading_a_listed_file_is_one_request(cost: Callable[..., list[str]], mount: Mount) -> None:
     assert cost("cat", mount.path / "read") == ["GET"]
+
+
+def test_many_who_read_a_listed_file_at_once_share_one_request(
+    cost: Callable[..., list[str]], mount: Mount
+) -> None:
+    script = 'for n in 1 2 3 4 5 6 7 8; do cat "$1" >/dev/null & done; wait'
+    assert cost("sh", "-c", script, "sh", mount.path / "read by all") == ["GET"]
 
 
 def test_moving_a_file_is_copy_and_delete(cost: Callable[..., list[str]], mount: Mount) -> None:

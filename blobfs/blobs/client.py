@@ -26,6 +26,7 @@ from blobfs.blobs.transport import Body, Sink, SocketTransport
 from blobfs.blobs.trust import refusal, tls
 from blobfs.errors import BlobfsError, Rejected, Unavailable, Untrusted
 from blobfs.metrics import Latencies
+from blobfs.room import Room
 
 API_VERSION = "2025-11-05"
 """Newer than every feature used, and the newest that Azurite 3.35 (for Node 20) accepts."""
@@ -73,15 +74,14 @@ class Client:
         self._retry = retry or RetryPolicy()
         self._rng = rng or random.Random()
         self._id, self._numbers = uuid.uuid4(), itertools.count(1)
-        self._bulk = trio.CapacityLimiter(connections)
-        self._metadata = trio.CapacityLimiter(connections)
+        self._bulk, self._metadata = Room(connections), Room(connections)
         if transport is not None:
             self._http = transport
         else:
             self._http = SocketTransport(tls, keepalive=_KEEPALIVE)
             if urllib.request.getproxies():
                 self._http = ThroughProxies(self._http, 2 * connections, _KEEPALIVE)
-        # The limiters queue, under the caller's deadline; the pool never has to.
+        # The slots queue, under the caller's deadline; the pool never has to.
         self._timeouts = httpx.Timeout(self._retry.attempt_timeout, pool=None).as_dict()
         self.requests: Counter[tuple[str, int]] = Counter()
         self.under_way: Counter[str] = Counter()
@@ -117,9 +117,9 @@ class Client:
 
         async def attempt() -> Answer:
             nonlocal used
-            limiter = self._bulk if request.operation.bulk else self._metadata
+            slots = self._bulk if request.operation.bulk else self._metadata
             allowed = self._retry.time_for(request.body_size + (request.longest or 0))
-            async with limiter:
+            async with slots.taken(1):
                 used = request.token()
                 # not move_on_after: see `fuse`
                 with trio.CancelScope(deadline=trio.current_time() + allowed):
@@ -214,6 +214,7 @@ class Client:
             if request.sink is not None:
                 started = request.sink.start
                 self._accept(answer)
+                await request.sink.ready()
                 await _fill(request.sink, response)
                 answer.poured = request.sink.start - started
             elif request.feed is not None:

@@ -40,6 +40,9 @@ class Sink(Protocol):
         """An attempt begins, from `start` on, which may have gone back a little; not below where
         it was at the `begin` before."""
 
+    async def ready(self) -> None:
+        """An answer is there: wait until what it holds can be taken."""
+
     def room(self) -> memoryview:
         """Memory for the next bytes; none when all have come."""
 

@@ -9,7 +9,7 @@ problems, and who solves them:
 - protocol 1.0 must tell an attacker as little as it can: `cbc`, one error for everything.
 """
 
-from blobfs.envelope.body import BodyReader, BodyWriter, open_body
+from blobfs.envelope.body import BodyReader, BodyWriter, Regions, open_body, regions_of
 from blobfs.envelope.box import BOX_KEY, Box, box_cek, box_encrypt, box_payload
 from blobfs.envelope.cek import new_cek, pack_cek, unpack_cek
 from blobfs.envelope.data import (
@@ -62,6 +62,7 @@ __all__ = [
     "KeySet",
     "Layout",
     "Protocol",
+    "Regions",
     "WrappedKey",
     "blob_size_of",
     "box_cek",
@@ -77,6 +78,7 @@ __all__ = [
     "open_body",
     "pack_cek",
     "plain_size",
+    "regions_of",
     "sealed_size",
     "split_standby",
     "unpack_cek",

@@ -14,13 +14,13 @@ from blobfs.envelope.data import (
     Protocol,
     WrappedKey,
 )
-from blobfs.envelope.gcm import GcmReader, GcmWriter
+from blobfs.envelope.gcm import GcmReader, GcmRegions, GcmWriter
 from blobfs.envelope.seal import make_seal
-from blobfs.errors import Corrupt
+from blobfs.errors import Corrupt, Truncated
 
 
-class BodyReader(typing.Protocol):
-    """One version of one blob's body, decrypted unit by unit from ciphertext that others fetch.
+class Regions(typing.Protocol):
+    """Where the units of one version of one blob's body lie.
 
     Unit i is the plaintext `[i * unit, (i + 1) * unit)`; only the last one is shorter.
     """
@@ -39,6 +39,10 @@ class BodyReader(typing.Protocol):
         A body without plaintext has no units, and `(0, 0)` asks for all of it: an empty region
         or a block of padding, which `decrypt` then checks.
         """
+
+
+class BodyReader(Regions, typing.Protocol):
+    """Its body, decrypted unit by unit from ciphertext that others fetch."""
 
     def decrypt(self, first: int, ciphertext: bytes | bytearray | memoryview) -> memoryview:
         """The plaintext of the units, from `first` on, in just the bytes that such a range gave.
@@ -82,6 +86,17 @@ def open_body(
     if plain_size not in (None, body.plain_size):
         raise Corrupt(f"{blob_size} bytes of ciphertext are not {plain_size} bytes of plaintext")
     return body
+
+
+def regions_of(data: EncryptionData, blob_size: int) -> Regions | None:
+    """What can be told of the body before its key is known: nothing of protocol 1.0, nor of a body
+    of a length that no regions have."""
+    if data.protocol is Protocol.V1_0:
+        return None
+    try:
+        return GcmRegions(data.region_length, blob_size)
+    except Truncated:
+        return None
 
 
 class BodyWriter:

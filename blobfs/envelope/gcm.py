@@ -49,14 +49,28 @@ def gcm_blob_size(region_length: int, plain_size: int) -> int:
     return plain_size + -(-plain_size // region_length) * OVERHEAD
 
 
-class GcmReader:
+class GcmRegions:
+    """Where the regions of a body lie: `Regions` (see body.py), which no key is needed for."""
+
+    def __init__(self, region_length: int, blob_size: int) -> None:
+        """Raises Truncated for a length that no sequence of regions has."""
+        self.unit = region_length
+        self.blob_size = blob_size
+        self.plain_size: int | None = gcm_plain_size(region_length, blob_size)
+        self._stride = region_length + OVERHEAD
+
+    def blob_range(self, first: int, last: int) -> tuple[int, int]:
+        stop = (last + 1) * self._stride
+        if self.blob_size - stop <= OVERHEAD:  # an empty region may follow the last unit
+            stop = self.blob_size
+        return first * self._stride, stop
+
+
+class GcmReader(GcmRegions):
     """A `BodyReader` (see body.py). Its methods may run in several threads at once."""
 
     def __init__(self, data: EncryptionData, cek: bytes, blob_size: int) -> None:
-        self.unit = data.region_length
-        self.blob_size = blob_size
-        self.plain_size: int | None = gcm_plain_size(data.region_length, blob_size)
-        self._stride = data.region_length + OVERHEAD
+        super().__init__(data.region_length, blob_size)
         self._aes = AESGCM(cek)
         self._encodings = _ENCODINGS
         self._settling = threading.Lock()
@@ -67,12 +81,6 @@ class GcmReader:
     def settle_size(self, tail: bytes | bytearray | memoryview) -> int:
         assert self.plain_size is not None
         return self.plain_size
-
-    def blob_range(self, first: int, last: int) -> tuple[int, int]:
-        stop = (last + 1) * self._stride
-        if self.blob_size - stop <= OVERHEAD:  # an empty region may follow the last unit
-            stop = self.blob_size
-        return first * self._stride, stop
 
     def decrypt(self, first: int, ciphertext: Ciphertext) -> memoryview:
         regions = -(-len(ciphertext) // self._stride)

@@ -67,21 +67,21 @@ class Files:
                 async with self._store.locked(node):
                     await self._truncate(node, 0, privileged)
             elif (flags & os.O_ACCMODE) != os.O_WRONLY and node.draft is None:
-                self._inodes.handle(number).content = await store.content(node)
+                handle = self._inodes.handle(number)
+                # The kernel has no pages of what it will read.
+                expected = None if writable or self._is_in_page_cache(node) else handle.reach
+                handle.content = await store.content(node, expected)
         except BaseException:
             self._inodes.close(number)
             self._inodes.release(node)
             raise
-        keep = node.draft is not None or node.page_cache_etag == node.etag
+        keep = self._is_in_page_cache(node)
         node.page_cache_etag = node.etag
-        if not keep:
-            self._expect_read(self._inodes.handle(number))
         return number, keep
 
-    def _expect_read(self, handle: Handle) -> None:
-        """The kernel has no pages of what was opened for reading."""
-        if handle.content is not None and not handle.writable:
-            self._store.reader.expect(handle.content, handle.reach)
+    def _is_in_page_cache(self, node: Node) -> bool:
+        """Whether what pages the kernel has are this version's."""
+        return node.draft is not None or node.page_cache_etag == node.etag
 
     async def _revalidate(self, node: Node) -> None:
         """Raises PosixError(ESTALE) when the name has another node by now: the kernel then looks

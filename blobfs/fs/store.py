@@ -29,6 +29,7 @@ from blobfs.blobs import (
     Version,
     metadata_size,
 )
+from blobfs.content import Content
 from blobfs.draft import Draft, PagePool, ReadBase
 from blobfs.envelope import METADATA_KEY
 from blobfs.errors import (
@@ -45,7 +46,7 @@ from blobfs.fs.nodes import Nodes, StorePolicy, Volume, kind_of_blob
 from blobfs.inodes import Node
 from blobfs.keyring import Keyring
 from blobfs.names import HIDDEN_PREFIX, check_blob_name, join
-from blobfs.reader import Content, Reach, Reader
+from blobfs.reader import Reach, Reader
 from blobfs.room import Room
 from blobfs.writer import UNDER_WAY, Upload, WritePolicy
 
@@ -86,6 +87,7 @@ class Store(Nodes):
         self.singles = Room(UNDER_WAY)
         self.nursery = nursery
         self.deletions = Deletions(self, nursery, write_policy.timeout)
+        self._opening: dict[int, trio.Event] = {}  # contents that are being opened, by inode
         self._changed: set[Node] = set()  # those with unsaved attributes, and some that had
 
     def wrote(self, node: Node, info: BlobInfo) -> None:
@@ -389,8 +391,13 @@ class Store(Nodes):
 
     # Content
 
-    async def content(self, node: Node) -> Content:
-        """The node's stored content, opened. Raises ContentError."""
+    async def content(self, node: Node, reach: Reach | None = None) -> Content:
+        """The node's stored content, opened for whoever reads with `reach` (see `Reader.open`).
+
+        Raises ContentError.
+        """
+        while (opening := self._opening.get(node.ino)) is not None:
+            await opening.wait()
         info = node.info
         if info is None:
             raise PosixError(errno.ESTALE, "nothing is stored")
@@ -399,8 +406,15 @@ class Store(Nodes):
             known.info.etag == info.etag or await self.reader.same_content(known.info, info)
         ):
             known.info = info
+            if reach is not None:
+                self.reader.expect(known, reach)
             return known
-        opened = await self.reader.open(lambda: self.locate(node), info, node.kind)
+        opening = self._opening[node.ino] = trio.Event()
+        try:
+            opened = await self.reader.open(lambda: self.locate(node), info, node.kind, reach)
+        finally:
+            self._opening.pop(node.ino, None)
+            opening.set()
         if node.info is info:
             node.content = opened
             node.plain_size = opened.size

@@ -3,8 +3,9 @@
 import hashlib
 import secrets
 
+from blobfs.content import Content
 from blobfs.envelope import Protocol
-from blobfs.reader import Content, Reach, Reader, ReadPolicy
+from blobfs.reader import Reach, Reader, ReadPolicy
 
 STEP = 4 * 1024 * 1024
 """Bytes of plaintext read at a time, but never a part of a region."""
@@ -40,7 +41,7 @@ class Sequential:
         # The cache goes by content keys, which copies of a blob share: each is to be read itself.
         content.identity = (content.info.name, secrets.token_bytes(16))
         self._reach = Reach()
-        unit = content.body.unit
+        unit = content.unit
         self._step = max(1, STEP // unit) * unit
         self._fetched = 0
         self._ahead = bytearray()

@@ -19,6 +19,7 @@ import trio
 
 from blobfs.attributes import Kind, value_of
 from blobfs.blobs import BlobInfo, Container
+from blobfs.content import Content
 from blobfs.envelope import METADATA_KEY, SEAL_KEY, EncryptionData, Protocol
 from blobfs.errors import (
     Archived,
@@ -35,7 +36,7 @@ from blobfs.errors import (
 )
 from blobfs.fs.nodes import kind_of_blob
 from blobfs.names import HIDDEN_PREFIX, REENCRYPT_PREFIX, join
-from blobfs.reader import Content, Reader
+from blobfs.reader import Reader
 from blobfs.room import Room
 from blobfs.session import Place, Session
 from blobfs.upkeep.contents import Sequential, read_policy
