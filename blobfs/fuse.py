@@ -231,7 +231,9 @@ class Operations(pyfuse3.Operations):
         segment = lookup_segment(name)
         if segment is None:
             raise PosixError(errno.ENOENT)
-        return self._looked_up(await self._fs.tree.lookup(directory, segment))
+        node = await self._fs.tree.lookup(directory, segment)
+        self._fs.primer.looked_up(directory, segment)
+        return self._looked_up(node)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         # No handler: an exception here would end the mount, and there is no reply to send.

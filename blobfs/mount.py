@@ -21,7 +21,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from blobfs import control, logs
+from blobfs import control, logs, selfread
 from blobfs.attributes import Defaults, Kind, kind_of
 from blobfs.blobs import BlobInfo, Client, Container, RetryPolicy
 from blobfs.draft import PAGE, PagePool
@@ -358,7 +358,14 @@ def _build(
         "this container has blobs of protocol 1.0, which cannot detect tampering; "
         "min_protocol=2.0 refuses them",
     )
-    return Filesystem(store, options.list_page)
+
+    async def read_some(directory: str, offset: int) -> int:
+        # In a thread, which may be left behind: it ends with the mount at the latest.
+        return await trio.to_thread.run_sync(
+            selfread.read_some, options.mountpoint, directory, offset, abandon_on_cancel=True
+        )
+
+    return Filesystem(store, options.list_page, read_some)
 
 
 async def _announce(

@@ -201,7 +201,6 @@ class Mount:
 
     def unmount(self) -> list[str]:
         """Unmount and wait for the daemon to leave; the list says what went wrong."""
-        problems = []
         # A release that the daemon has not read yet dies with the mount and passes for a leak:
         # when it answers this, which comes later, it has read all of them.
         subprocess.run([*as_user(self.user), "stat", "-f", self.path], capture_output=True)
@@ -209,12 +208,16 @@ class Mount:
             ["fusermount3", "-u", self.path], capture_output=True, text=True, timeout=END_LIMIT_S
         )
         if result.returncode != 0:
-            problems.append(f"unmount: {result.stderr.strip()}")
-        elif not _ended_within(self.pid, END_LIMIT_S):
-            problems.append(f"the daemon still ran {END_LIMIT_S} s after the unmount")
-        elif self.foreground and self._process and (status := self._process.wait()) != 0:
-            problems.append(f"the daemon ended with status {status}")
-        return problems
+            return [f"unmount: {result.stderr.strip()}"]
+        return self.wait_for_end()
+
+    def wait_for_end(self) -> list[str]:
+        """After an unmount, until the daemon has left; the list says what went wrong."""
+        if not _ended_within(self.pid, END_LIMIT_S):
+            return [f"the daemon still ran {END_LIMIT_S} s after the unmount"]
+        if self.foreground and self._process and (status := self._process.wait()) != 0:
+            return [f"the daemon ended with status {status}"]
+        return []
 
     def remove(self) -> None:
         """Take away what is left of the mount and its processes, whatever state they are in."""

@@ -6,6 +6,7 @@
     tree       lookup and reading directories
     files      open files: read, write, truncate, flush, release
     ahead      what is worked on one after another
+    priming    names that are looked up one after another
     deleting   deletions that nobody waits for
     commit     from a draft to a stored version; conflicts; recovery
     namespace  create, mkdir, symlink, unlink, rmdir, rename
@@ -21,6 +22,7 @@ from blobfs.fs.files import Files
 from blobfs.fs.metadata import Changes, Metadata
 from blobfs.fs.namespace import Caller, Namespace
 from blobfs.fs.nodes import StorePolicy, Volume
+from blobfs.fs.priming import Primer, ReadSome
 from blobfs.fs.store import Store
 from blobfs.fs.tree import Stream, Tree
 
@@ -31,6 +33,7 @@ __all__ = [
     "Filesystem",
     "Metadata",
     "Namespace",
+    "ReadSome",
     "Store",
     "StorePolicy",
     "Stream",
@@ -42,10 +45,13 @@ __all__ = [
 class Filesystem:
     """The operations, by the part that owns them."""
 
-    def __init__(self, store: Store, page_size: int = 5000) -> None:
+    def __init__(
+        self, store: Store, page_size: int = 5000, read_some: ReadSome | None = None
+    ) -> None:
         self.store = store
         self.inodes = store.inodes
         self.tree = Tree(store, page_size)
+        self.primer = Primer(store, read_some)
         self.files = Files(store)
         self.names = Namespace(store, self.tree)
         self.metadata = Metadata(store, self.files)
