@@ -39,8 +39,10 @@ def container(transport: httpx.AsyncBaseTransport, token: str = TOKEN) -> Contai
 
 @asynccontextmanager
 async def recording_server(reply: bytes) -> AsyncIterator[tuple[int, list[bytes]]]:
-    """A TCP server that records the head of each request and gives the same reply to all."""
+    """A TCP server that records the head of each request, gives the same reply to all, and closes
+    the connection."""
     heads: list[bytes] = []
+    closing = reply.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
 
     async def serve(stream: trio.SocketStream) -> None:
         head = b""
@@ -50,7 +52,7 @@ async def recording_server(reply: bytes) -> AsyncIterator[tuple[int, list[bytes]
                 return
             head += received
         heads.append(head)
-        await stream.send_all(reply)
+        await stream.send_all(closing)
 
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(trio.serve_tcp, serve, 0)
