@@ -20,7 +20,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from blobfs.attributes import Attributes, Kind
 from blobfs.fs.listing import Entry, Listing, Listings
-from blobfs.fs.priming import LEAST_TTL, SPREAD, STREAK, Primer
+from blobfs.fs.priming import LEAST_TTL, STREAK, STRETCH, Primer
 from blobfs.fs.store import Store
 from blobfs.inodes import Inodes
 from blobfs.writer import WritePolicy
@@ -100,7 +100,7 @@ def shuffled(names: Sequence[str]) -> list[str]:
     [
         NAMES[::-1],
         shuffled(NAMES),
-        NAMES[:: SPREAD // STREAK + 2],
+        NAMES[:: STRETCH // STREAK + 1],
         [name for name in NAMES[: STREAK - 1] for _ in range(2)],
         [NAMES[0], NAMES[1]] * STREAK,
     ],
@@ -121,12 +121,25 @@ async def test_of_two_directories_each_has_its_order() -> None:
         assert await it.look_up([NAMES[STREAK - 1]]) == [STREAK]
 
 
-async def test_who_leaves_the_order_begins_anew() -> None:
+async def test_who_goes_on_elsewhere_begins_anew() -> None:
     async with kernel() as it:
         assert await it.look_up(NAMES[:STREAK]) == [STREAK]
-        assert await it.look_up([NAMES[900]]) == []
-        assert await it.look_up(NAMES[901 : 900 + STREAK]) == []
-        assert await it.look_up([NAMES[900 + STREAK]]) == [900 + STREAK + 1]
+        assert await it.look_up(NAMES[900 : 900 + STREAK - 1]) == []
+        assert await it.look_up([NAMES[900 + STREAK - 1]]) == [900 + STREAK]
+
+
+async def test_threads_at_several_places_of_a_directory_each_have_their_order() -> None:
+    places = [0, 320, 640]
+    in_turn = [NAMES[place + step] for step in range(STREAK) for place in places]
+    async with kernel() as it:
+        assert await it.look_up(in_turn) == [place + STREAK for place in places]
+
+
+async def test_names_that_were_read_and_are_looked_up_again_are_read_again() -> None:
+    """The kernel was short of memory, say."""
+    async with kernel() as it:
+        assert await it.look_up(NAMES[:STREAK]) == [STREAK]
+        assert await it.look_up(NAMES[64 : 64 + STREAK]) == [64 + STREAK]
 
 
 async def test_while_some_are_read_no_more_are() -> None:

@@ -10,7 +10,6 @@ Nothing is asked of the service for it: only directories are read of which a lis
 import errno
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import trio
 from cachetools import LRUCache
@@ -21,32 +20,59 @@ from blobfs.inodes import Node
 
 log = logging.getLogger(__name__)
 
-STREAK = 8
-"""Names that are looked up in order before more are read."""
+STRETCH = 32
+"""Entries in which an order is looked for: several threads of a program may be at work on a
+directory, each on a part of it (`git status` has up to 20)."""
 
-SPREAD = 4 * STREAK
-"""Entries among which those may lie."""
+STREAK = 8
+"""Names of a stretch that are looked up in order before what follows them is read."""
 
 LEAST_TTL = 1.0
 """Seconds for which the kernel must be allowed to keep what it reads."""
 
-RUNS = 16
-"""Directories in which an order is looked for."""
+RUNS = 4
+"""Directories that are watched: one of 20,000 names takes 2 MiB for that."""
 
 ReadSome = Callable[[str, int], Awaitable[int]]
 """Has the kernel read some entries of the directory of that path from an offset on, and says the
 offset after them. Raises OSError."""
 
 
-@dataclass(slots=True, eq=False)
 class _Run:
     """The lookups in one directory, while one listing of it holds."""
 
-    listing: Listing
-    streak: int = 0  # names in order
-    first: str = ""  # of them
-    last: str = ""
-    upto: int = 0  # where reading ended, and the streak begins
+    def __init__(self, listing: Listing) -> None:
+        self.listing = listing
+        self._early: list[str] = []
+        self._places: dict[str, int] = {}
+        self._streaks: dict[int, tuple[int, int]] = {}  # by stretch: the last place, and how many
+
+    def after(self, name: str) -> int | None:
+        """From which offset to read on, if this name makes a streak."""
+        if not self._places:
+            # Few directories come to this, and for the others their places are not worth it.
+            self._early.append(name)
+            if len(self._early) < STREAK:
+                return None
+            self._places = {name: place for place, name in enumerate(self.listing.entries)}
+            for early in self._early[:-1]:
+                self._count(early)
+        return self._count(name)
+
+    def _count(self, name: str) -> int | None:
+        place = self._places.get(name)
+        if place is None:  # not stored yet
+            return None
+        last, streak = self._streaks.get(place // STRETCH, (-1, 0))
+        streak = streak + 1 if place > last else 1
+        self._streaks[place // STRETCH] = place, streak
+        return place + 1 if streak == STREAK and place + 1 < len(self._places) else None
+
+    def was_read(self, begin: int, end: int) -> None:
+        """These need not be looked up; the first one after them shows that it goes on."""
+        for stretch in range(begin // STRETCH, end // STRETCH):
+            self._streaks[stretch] = len(self._places), STREAK
+        self._streaks[end // STRETCH] = end - 1, STREAK - 1
 
 
 class Primer:
@@ -62,42 +88,23 @@ class Primer:
         """The kernel has asked for this name, which is there."""
         if self._read_some is None or self._is_reading:
             return
-        run = self._runs.get(directory.ino)
-        if run is None or name <= run.last:
-            listing = self._store.listings.get(directory)
-            if listing is None:
-                return
-            run = self._runs[directory.ino] = _Run(listing, first=name)
-        run.streak += 1
-        run.last = name
-        if run.streak >= STREAK:
-            self._consider(directory, run)
-
-    def _consider(self, directory: Node, run: _Run) -> None:
-        """Read on from the last name, if the streak leaves few names out."""
-        del self._runs[directory.ino]
         listing = self._store.listings.get(directory)
-        left = run.listing.fresh_until - trio.current_time()
-        if listing is not run.listing or left < LEAST_TTL:
+        if listing is None:
             return
-        names = list(listing.entries)
-        try:
-            begin = run.upto or names.index(run.first)
-            place = names.index(run.last, begin) + 1
-        except ValueError:  # it is not stored yet, or the service has another order
-            return
-        if place - begin <= SPREAD and place < len(names):
+        run = self._runs.get(directory.ino)
+        if run is None or run.listing is not listing:
+            run = self._runs[directory.ino] = _Run(listing)
+        begin = run.after(name)
+        if begin is not None and listing.fresh_until - trio.current_time() >= LEAST_TTL:
             self._is_reading = True
-            self._store.nursery.start_soon(self._read, directory, listing, place)
+            self._store.nursery.start_soon(self._read, directory, run, begin)
 
-    async def _read(self, directory: Node, listing: Listing, place: int) -> None:
+    async def _read(self, directory: Node, run: _Run, begin: int) -> None:
         """Raises nothing: names that were not read are looked up."""
         assert self._read_some is not None
         try:
             with trio.move_on_after(self._store.write_policy.timeout):
-                upto = await self._read_some(directory.path, place)
-                last = list(listing.entries)[:upto][-1]
-                self._runs[directory.ino] = _Run(listing, STREAK - 1, last, last, upto)
+                run.was_read(begin, await self._read_some(directory.path, begin))
         except OSError as exc:
             log.debug("%s: not read ahead: %s", directory.path, exc)
             if isinstance(exc, PermissionError) or exc.errno == errno.ENOSYS:
