@@ -127,7 +127,7 @@ class Flight:
             self._next_piece(0)
 
     async def ready(self) -> None:
-        """Raises what kept the body from being opened."""
+        """Raises Unavailable when the body could not be opened."""
         self.unlock(await self._opened())
 
     def unlock(self, body: Body) -> None:

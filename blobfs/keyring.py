@@ -132,9 +132,9 @@ class Keyring:
         """The same from the provider itself: to prove a wrap that nothing else would remember."""
         return await self._ask(wrapped)
 
-    def serves(self, key_id: str) -> bool:
-        """Whether there is a provider to be asked for this key."""
-        return self._find(key_id) is not None
+    def has(self, wrapped: WrappedKey) -> bool:
+        """Whether `unwrap` asks nobody outside of this process."""
+        return wrapped in self._payloads or isinstance(self._find(wrapped.key_id), LocalKeys)
 
     async def content_key(self, data: EncryptionData) -> bytes:
         """The CEK of a blob's body. Raises Corrupt, too."""

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pyfuse3
 import trio
 
-from blobfs import control, logs, selfread
+from blobfs import control, logs
 from blobfs.attributes import Defaults, Kind, kind_of
 from blobfs.blobs import BlobInfo, Client, Container, RetryPolicy
 from blobfs.draft import PAGE, PagePool
@@ -51,6 +52,7 @@ from blobfs.probing import granted
 from blobfs.reader import Reader, ReadPolicy
 from blobfs.renewal import Renewal
 from blobfs.sas import check, clock_note, redact, untimely
+from blobfs.selfread import read_some
 from blobfs.service import Service
 from blobfs.session import open_keyring
 from blobfs.spool import Spool
@@ -194,7 +196,7 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
         fs = _build(options, volumes, keyring, pool, nursery)
         if options.sas_dir is None and markers[0] is not None:
             marker = fs.store.entry(Kind.DIRECTORY, markers[0])
-            fs.store.take_up(fs.store.inodes.root, marker)
+            fs.store.take_up(fs.store.inodes.root, marker, fs.store.fresh_until())
         operations = Operations(fs, options.timeout)
         status = MountStatus(
             options,
@@ -358,14 +360,7 @@ def _build(
         "this container has blobs of protocol 1.0, which cannot detect tampering; "
         "min_protocol=2.0 refuses them",
     )
-
-    async def read_some(directory: str, offset: int) -> int:
-        # In a thread, which may be left behind: it ends with the mount at the latest.
-        return await trio.to_thread.run_sync(
-            selfread.read_some, options.mountpoint, directory, offset, abandon_on_cancel=True
-        )
-
-    return Filesystem(store, options.list_page, read_some)
+    return Filesystem(store, options.list_page)
 
 
 async def _announce(
@@ -380,6 +375,7 @@ async def _announce(
     """Once the mount and its status socket answer, say so, and until when its tokens are valid."""
     root = await trio.to_thread.run_sync(os.stat, options.mountpoint, abandon_on_cancel=True)
     _raise_read_ahead(root.st_dev)
+    status.fs.primer.read_some = partial(read_some, options.mountpoint, root.st_dev)
     await nursery.start(control.serve, root.st_dev, status.answer)
     try:
         await end.hold(root.st_dev)

@@ -78,6 +78,10 @@ UNDER_WAY = 8 * REQUEST_SIZE
 SMALL_UNDER_WAY = 2 * REQUEST_SIZE
 """The same for requests of at most FIRST_WINDOW, which never wait behind what is read ahead."""
 
+_ROUNDS = 3
+"""Of the scheduler, until a request is sent: it runs what is ready in either order, and TLS has a
+lock of its own."""
+
 _SPARE_BUFFERS = 4
 """Buffers that are kept for what comes next: memory that is fresh costs more than decrypting."""
 
@@ -169,8 +173,10 @@ class Reader:
     ) -> Content:
         """The content of this version. Raises ContentError when it may not be served.
 
-        For whom will read from the beginning with `reach`, that is asked for (`expect`), as early
-        as it can be: what else opening takes is done while the answer is on its way.
+        For whom will read from the beginning with `reach`, that is asked for (`expect`): before
+        anything else if the key is at hand, so that unwrapping it and checking the seal is done
+        while the answer is on its way. Who must be asked for a key may take long, and a request
+        that waits for it would keep others waiting.
         """
         value = value_of(info.metadata, METADATA_KEY)
         if value is None:
@@ -187,8 +193,6 @@ class Reader:
         data = EncryptionData.parse(value)
         if data.protocol < self._policy.min_protocol:
             raise ProtocolRefused(f"{info.name!r} has protocol {data.protocol}, below min_protocol")
-        if self._policy.require_seal and value_of(info.metadata, SEAL_KEY) is None:
-            raise Corrupt(f"{info.name!r} has no seal, and the mount has require_seal")
         regions, body = regions_of(data, info.size), None
         if regions is None:
             regions = body = await self._unlock(locate, info, kind, data)
@@ -199,15 +203,15 @@ class Reader:
         cut = (data.protocol, data.region_length, data.iv, info.size, version)
         content = Content(locate, info, kind, regions, (*cut, data.wrapped.encrypted_key))
         try:
-            if reach is not None and self._keyring.serves(data.wrapped.key_id):
+            if reach is not None and self._keyring.has(data.wrapped):
                 self.expect(content, reach)
-                if content.flights:
-                    # They send their requests: trio runs what is ready in either order, so twice.
-                    await trio.lowlevel.checkpoint()
+                for _ in range(_ROUNDS if content.flights else 0):
                     await trio.lowlevel.checkpoint()
             body = body or await self._unlock(locate, info, kind, data)
         finally:
             content.settle(body)
+        if reach is not None:
+            self.expect(content, reach)
         return content
 
     async def _unlock(
@@ -220,6 +224,8 @@ class Reader:
         if seal is not None:
             check_seal(seal, cek, data, info.size, "symlink" if kind is Kind.SYMLINK else "file")
             size_hint = sealed_size(seal)
+        elif self._policy.require_seal:
+            raise Corrupt(f"{info.name!r} has no seal, and the mount has require_seal")
         padded = info.blob_type != "PageBlob"
         body = open_body(data, cek, info.size, size_hint, padded=padded)
         if data.protocol is Protocol.V1_0:

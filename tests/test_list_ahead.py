@@ -184,3 +184,31 @@ async def test_a_directory_that_takes_the_place_of_another_has_not_its_listings(
         await host.rename("a", "c")
         await host.rename("b", "a")
         assert await host.entries("a/x") == ["new"]
+
+
+async def test_what_is_read_from_the_middle_on_is_no_walk(service: Service) -> None:
+    """So the kernel is made to read some entries: see `blobfs.fs.priming`."""
+    async with service.host(ttl=3600) as host:
+        await shown(host, service)
+        for name in DIRECTORIES[: STREAK + 1]:
+            stream = host.fs.tree.open_directory(await host.node(name))
+            assert await host.fs.tree.entries(stream, 1) == []
+            host.fs.tree.close_directory(stream)
+        await settled()
+        assert listed(service) == DIRECTORIES[: STREAK + 1]
+
+
+async def test_what_a_listing_says_is_not_believed_for_longer_because_it_is_read(
+    service: Service,
+) -> None:
+    async with service.host(ttl=3600) as host:
+        await shown(host, service)
+        listing = host.store.listings.get(host.fs.inodes.root)
+        assert listing is not None
+        for node in host.fs.inodes:
+            node.fresh_until = 0.0
+        listing.fresh_until -= 1800  # half its time has passed
+        assert await host.entries() == DIRECTORIES
+        assert {(await host.node(name)).fresh_until for name in DIRECTORIES} == {
+            listing.fresh_until
+        }

@@ -1,10 +1,11 @@
-"""Opening a file to read it: its beginning is on its way before its key is known, and no byte of
-it is decrypted before that and its seal are."""
+"""Opening a file to read it: its beginning is asked for before its key is unwrapped, and no byte of
+it is decrypted before that is done and its seal was checked."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
@@ -22,13 +23,16 @@ from blobfs.envelope import (
     Protocol,
     WrappedKey,
 )
-from blobfs.errors import BlobfsError, Corrupt, KeyUnknown, Truncated, WrongKey
+from blobfs.errors import BlobfsError, Corrupt, KeyRefused, KeyUnknown, Truncated, WrongKey
 from blobfs.keyring import Keyring
 from blobfs.reader import Reach, Reader, ReadPolicy
+from tests.azurite import Azurite
+from tests.bare_host import Service
 from tests.sdk import content
 
 SIZE = 200_000
 REGION = 64 * 1024
+OWN = Kek("own", bytes(32))
 
 
 class SlowKey:
@@ -87,51 +91,68 @@ class Blob:
 
 
 @asynccontextmanager
-async def reader(*providers: SlowKey, keys: KeySet | None = None) -> AsyncIterator[Reader]:
+async def reader(*providers: SlowKey) -> AsyncIterator[Reader]:
+    """With `OWN` in its key file."""
     async with trio.open_nursery() as nursery:
-        yield Reader(Keyring(keys, *providers), ReadPolicy(), nursery)
+        yield Reader(Keyring(KeySet([OWN], OWN), *providers), ReadPolicy(), nursery)
 
 
-async def test_the_beginning_is_asked_for_while_the_key_is_and_decrypted_after_it() -> None:
+async def test_the_beginning_is_asked_for_before_the_key_is_unwrapped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blobs = [Blob(OWN) for _ in range(20)]  # trio runs what is ready in either order
+    asked: list[int] = []
+    unwrap = Kek.unwrap
+
+    def count_and_unwrap(self: Kek, wrapped: WrappedKey) -> bytes:
+        asked.append(sum(len(blob.asked) for blob in blobs))
+        assert sum(blob.taken for blob in blobs) == (len(asked) - 1) * len(blobs[0].stored)
+        return unwrap(self, wrapped)
+
+    monkeypatch.setattr(Kek, "unwrap", count_and_unwrap)
+    async with reader() as r:
+        for blob in blobs:
+            reach = Reach()
+            it = await blob.open(r, reach)
+            assert await r.read(it, reach, 0, SIZE) == blob.plain
+    assert asked == list(range(1, 21))
+    assert all(len(blob.asked) == 1 for blob in blobs)
+
+
+async def test_who_must_be_asked_for_the_key_is_asked_first_and_keeps_nobody_waiting() -> None:
     key = SlowKey()
-    blob, reach = Blob(key.kek), Reach()
+    slow, reach, own = Blob(key.kek), Reach(), Blob(OWN)
     async with reader(key) as r, trio.open_nursery() as nursery:
         opened: list[Content] = []
 
         async def open_it() -> None:
-            opened.append(await blob.open(r, reach))
+            opened.append(await slow.open(r, reach))
 
         nursery.start_soon(open_it)
         await wait_all_tasks_blocked()
-        assert (len(blob.asked), key.calls, opened) == (1, 1, [])
-        assert (blob.taken, r.cached_bytes) == (0, 0)
+        assert (slow.asked, key.calls, opened) == ([], 1, [])
+        assert await r.read(await own.open(r, Reach()), Reach(), 0, SIZE) == own.plain
         key.may_answer.set()
         await wait_all_tasks_blocked()
-        assert await r.read(opened[0], reach, 0, SIZE) == blob.plain
-    assert len(blob.asked) == 1
+        assert len(slow.asked) == 1, "before it is read"
+        assert await r.read(opened[0], reach, 0, SIZE) == slow.plain
+    assert len(slow.asked) == 1
 
 
-async def test_nothing_is_asked_for_before_who_opens_it_reads_unless_it_is_the_beginning() -> None:
-    key = SlowKey()
-    key.may_answer.set()
-    blob = Blob(key.kek)
-    async with reader(key) as r:
+async def test_nothing_is_asked_for_unless_the_beginning_will_be_read() -> None:
+    blob = Blob(OWN)
+    async with reader() as r:
         await blob.open(r, None)
         await wait_all_tasks_blocked()
     assert blob.asked == []
 
 
-async def test_of_protocol_1_the_beginning_is_asked_for_when_its_key_is_known() -> None:
-    key = SlowKey()
-    blob, reach = Blob(key.kek, Protocol.V1_0), Reach()
-    async with reader(key) as r, trio.open_nursery() as nursery:
-        nursery.start_soon(blob.open, r, reach)
-        await wait_all_tasks_blocked()
-        assert blob.asked == []
-        key.may_answer.set()
-        await wait_all_tasks_blocked()
-        assert len(blob.asked) == 1
-        assert key.calls == 1
+async def test_of_protocol_1_the_beginning_is_asked_for_once_it_is_open() -> None:
+    blob, reach = Blob(OWN, Protocol.V1_0), Reach()
+    async with reader() as r:
+        it = await blob.open(r, reach)
+        assert await r.read(it, reach, 0, SIZE) == blob.plain
+    assert len(blob.asked) == 1
 
 
 def without_its_seal_right(blob: Blob) -> BlobInfo:
@@ -157,13 +178,11 @@ def cut_within_a_tag(blob: Blob) -> BlobInfo:
     ],
 )
 async def test_of_what_does_not_fit_its_seal_nothing_is_decrypted(
-    damage: object, error: type[BlobfsError]
+    damage: Callable[[Blob], BlobInfo], error: type[BlobfsError]
 ) -> None:
-    key = SlowKey()
-    key.may_answer.set()
-    blob = Blob(key.kek)
-    blob.info = damage(blob)  # type: ignore[operator]
-    async with reader(key) as r:
+    blob = Blob(OWN)
+    blob.info = damage(blob)
+    async with reader() as r:
         with pytest.raises(error):
             await blob.open(r, Reach())
         await wait_all_tasks_blocked()
@@ -171,10 +190,8 @@ async def test_of_what_does_not_fit_its_seal_nothing_is_decrypted(
 
 
 async def test_under_the_wrong_key_nothing_is_decrypted() -> None:
-    key = SlowKey()
-    key.may_answer.set()
-    blob = Blob(Kek("slow", b"\1" * 32))
-    async with reader(key) as r:
+    blob = Blob(Kek("own", b"\1" * 32))
+    async with reader() as r:
         with pytest.raises(WrongKey):
             await blob.open(r, Reach())
         await wait_all_tasks_blocked()
@@ -191,35 +208,81 @@ async def test_without_anybody_to_ask_for_the_key_nothing_is_fetched() -> None:
 
 
 async def test_an_open_that_is_given_up_gives_up_its_request() -> None:
-    key = SlowKey()
-    blob = Blob(key.kek)
-    async with reader(key) as r:
-        with trio.move_on_after(0):
+    blob = Blob(OWN)
+    async with reader() as r:
+        with trio.CancelScope() as scope:
+            scope.cancel()
             await blob.open(r, Reach())
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(blob.open, r, Reach())
-            await wait_all_tasks_blocked()
-            nursery.cancel_scope.cancel()
         await wait_all_tasks_blocked()
-        assert (blob.taken, r.cached_bytes) == (0, 0)
+        assert (len(blob.asked), blob.taken, r.cached_bytes) == (1, 0, 0)
 
 
-async def test_with_a_key_file_the_request_is_sent_first_too(
-    monkeypatch: pytest.MonkeyPatch,
+# Of a mount
+
+
+async def test_those_who_open_a_file_at_once_share_one_opening_and_its_failure(
+    azurite: Azurite, container: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kek = Kek("own", bytes(32))
-    blobs = [Blob(kek) for _ in range(20)]  # trio runs what is ready in either order
-    asked: list[int] = []
-    unwrap = Kek.unwrap
+    service = Service(azurite, container, tmp_path)
+    async with service.host(ttl=3600) as host, trio.open_nursery() as nursery:
+        await host.write("a", b"content")
+        node = await host.node("a")
+        node.content = None
+        refused, calls = trio.Event(), 0
+        failures: list[BlobfsError] = []
 
-    def count_and_unwrap(self: Kek, wrapped: WrappedKey) -> bytes:
-        asked.append(sum(len(blob.asked) for blob in blobs))
-        return unwrap(self, wrapped)
+        async def open_refused(*arguments: object) -> Content:
+            nonlocal calls
+            calls += 1
+            await refused.wait()
+            raise KeyRefused("not you")
 
-    monkeypatch.setattr(Kek, "unwrap", count_and_unwrap)
-    async with reader(keys=KeySet([kek], kek)) as r:
-        for blob in blobs:
-            reach = Reach()
-            it = await blob.open(r, reach)
-            assert await r.read(it, reach, 0, SIZE) == blob.plain
-    assert asked == list(range(1, 21))
+        async def open_it() -> None:
+            try:
+                await host.store.content(node)
+            except BlobfsError as exc:
+                failures.append(exc)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(host.store.reader, "open", open_refused)
+            for _ in range(8):
+                nursery.start_soon(open_it)
+            await wait_all_tasks_blocked()
+            refused.set()
+            await wait_all_tasks_blocked()
+        assert (calls, [type(exc) for exc in failures]) == (1, [KeyRefused] * 8)
+        assert (await host.store.content(node)).size == len(b"content")
+
+
+async def test_who_gives_up_opening_leaves_it_to_those_who_wait(
+    azurite: Azurite, container: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(azurite, container, tmp_path)
+    async with service.host(ttl=3600) as host, trio.open_nursery() as nursery:
+        await host.write("a", b"content")
+        node = await host.node("a")
+        node.content = None
+        open_really, first = host.store.reader.open, trio.CancelScope()
+
+        async def open_slowly(*arguments: Any) -> Content:
+            if not first.cancel_called:
+                await trio.sleep_forever()
+            return await open_really(*arguments)
+
+        async def open_first() -> None:
+            with first:
+                await host.store.content(node)
+
+        opened: list[Content] = []
+
+        async def open_second() -> None:
+            opened.append(await host.store.content(node))
+
+        monkeypatch.setattr(host.store.reader, "open", open_slowly)
+        nursery.start_soon(open_first)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(open_second)
+        await wait_all_tasks_blocked()
+        first.cancel()
+        await wait_all_tasks_blocked()
+        assert [it.size for it in opened] == [len(b"content")]

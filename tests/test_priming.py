@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from blobfs.fs.listing import Entry, Listing, Listings
 from blobfs.fs.priming import LEAST_TTL, STREAK, STRETCH, Primer
 from blobfs.fs.store import Store
 from blobfs.inodes import Inodes
+from blobfs.selfread import CannotCopy, OtherMount, read_some
 from blobfs.writer import WritePolicy
 from tests.azurite import Azurite
 from tests.mounts import ROOT, Mount, as_user, mounted
@@ -42,7 +44,8 @@ class Kernel:
         store = SimpleNamespace(
             listings=self.listings, nursery=nursery, write_policy=WritePolicy(timeout=10)
         )
-        self.primer = Primer(cast(Store, store), self._read_some)
+        self.primer = Primer(cast(Store, store))
+        self.primer.read_some = self._read_some
         self.read: list[int] = []
         self.behave: Callable[[], Any] = lambda: None
 
@@ -56,7 +59,8 @@ class Kernel:
         outcome = self.behave()
         if isinstance(outcome, trio.Event):
             await outcome.wait()
-        return min(offset + BATCH, len(NAMES))
+            outcome = None
+        return min(offset + BATCH, len(NAMES)) if outcome is None else outcome
 
     async def look_up(self, names: Sequence[str]) -> list[int]:
         """The offsets from which the kernel was made to read meanwhile."""
@@ -184,24 +188,56 @@ async def test_at_the_end_there_is_nothing_to_read() -> None:
         assert await it.look_up(NAMES[-STREAK:]) == []
 
 
-def fails(number: int) -> Callable[[], None]:
+def fails(error: OSError) -> Callable[[], None]:
     def behave() -> None:
-        raise OSError(number, os.strerror(number))
+        raise error
 
     return behave
 
 
 @pytest.mark.parametrize(
-    ("number", "again"),
-    [(errno.ENOENT, True), (errno.ENOTCONN, True), (errno.EPERM, False), (errno.ENOSYS, False)],
+    ("error", "again"),
+    [
+        (OSError(errno.ENOENT, "gone"), True),
+        (OSError(errno.EACCES, "a token was refused"), True),
+        (OtherMount("another mount"), True),
+        (CannotCopy(errno.EPERM, "not root"), False),
+    ],
 )
 async def test_a_failure_is_nobodys_and_one_that_will_not_pass_is_the_last(
-    number: int, again: bool
+    error: OSError, again: bool
 ) -> None:
     async with kernel() as it:
-        it.behave = fails(number)
+        it.behave = fails(error)
         assert await it.look_up(NAMES[:STREAK]) == [STREAK]
         assert bool(await it.look_up(NAMES[:STREAK])) is again
+
+
+@pytest.mark.parametrize("end", [2**63 - 1, 0, -1, len(NAMES) + 1])
+async def test_an_offset_that_this_directory_does_not_have_says_nothing(end: int) -> None:
+    async with kernel() as it:
+        it.behave = lambda: end
+        assert await it.look_up(NAMES[:STREAK]) == [STREAK]
+        assert await it.look_up(NAMES[:STREAK]) == [STREAK]
+
+
+# Reading
+
+
+async def test_nothing_is_read_of_another_mount_or_through_a_link(tmp_path: Path) -> None:
+    device = os.stat(tmp_path).st_dev
+    with pytest.raises(OtherMount):
+        await read_some(tmp_path, device + 1, "/", 0)
+    (tmp_path / "link").symlink_to("/etc")
+    with pytest.raises(NotADirectoryError):
+        await read_some(tmp_path, device, "link", 0)
+    with pytest.raises(NotADirectoryError):
+        await read_some(tmp_path, device, "link/ssl", 0)
+
+
+async def test_what_cannot_be_copied_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CannotCopy):
+        await read_some(tmp_path / "gone", 0, "/", 0)
 
 
 # On a real mount
@@ -227,12 +263,16 @@ def stat_all(mount: Mount) -> int:
     command = [*as_user(mount.user), "stat", "-c", "%s", *paths]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout.split() == [str(number) for number in range(SOME)]
+    return count(mount, "lookup")
+
+
+def count(mount: Mount, operation: str) -> int:
     command = [*as_user(mount.user), sys.executable, "-m", "blobfs", "status", "--json", mount.path]
     done = subprocess.run(
         command, cwd=ROOT, env=mount.environment, check=True, capture_output=True, text=True
     )
-    count: int = json.loads(done.stdout)["latency_ms"]["lookup"]["count"]
-    return count
+    found: int = json.loads(done.stdout)["latency_ms"].get(operation, {"count": 0})["count"]
+    return found
 
 
 @pytest.mark.mount
@@ -241,11 +281,29 @@ def test_files_that_are_asked_for_by_name_cost_few_lookups(
 ) -> None:
     container, key_file = filled
     with mounted(azurite, container, tmp_path, "metadata_ttl=1h", key_file=key_file) as mount:
-        assert stat_all(mount) < SOME // 2
+        assert stat_all(mount) < SOME
         limit = time.monotonic() + LIMIT_S
         while (left := kept_open(mount)) and time.monotonic() < limit:
             time.sleep(0.01)  # the last reading may be under way
         assert left == []
+
+
+@pytest.mark.mount
+def test_what_was_read_is_not_looked_up(
+    azurite: Azurite, filled: tuple[str, Path], tmp_path: Path
+) -> None:
+    container, key_file = filled
+    with mounted(azurite, container, tmp_path, "metadata_ttl=1h", key_file=key_file) as mount:
+        directory = mount.path / "many"
+        device = directory.stat().st_dev
+        lookups = count(mount, "lookup")
+        assert trio.run(read_some, mount.path, device, "many", SOME) == SOME, "the end"
+        end = trio.run(read_some, mount.path, device, "many", 100)
+        assert 300 <= end < SOME
+        for name in NAMES[100:end]:
+            (directory / name).stat()
+        assert count(mount, "lookup") == lookups
+        assert trio.run(read_some, mount.path, device, "/", 0) == 1
 
 
 def kept_open(mount: Mount) -> list[str]:
@@ -288,3 +346,20 @@ def unmount(path: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(os.fsencode(path), 0) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+@pytest.mark.mount
+def test_a_daemon_that_is_killed_while_its_mount_is_read_ends_and_leaves_nobody_waiting(
+    azurite: Azurite, filled: tuple[str, Path], tmp_path: Path
+) -> None:
+    container, key_file = filled
+    with mounted(azurite, container, tmp_path, key_file=key_file) as mount:
+        for number in range(STREAK, STREAK + 20):
+            for name in NAMES[:number]:
+                (mount.path / "many" / name).stat()
+            os.kill(mount.pid, signal.SIGKILL)
+            assert mount.wait_for_end() == ["the daemon ended with status -9"]
+            with pytest.raises(OSError, match="not connected"):
+                os.statvfs(mount.path)
+            mount.remove()
+            mount.start()

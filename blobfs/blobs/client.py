@@ -119,6 +119,7 @@ class Client:
             nonlocal used
             slots = self._bulk if request.operation.bulk else self._metadata
             allowed = self._retry.time_for(request.body_size + (request.longest or 0))
+            await trio.lowlevel.checkpoint_if_cancelled()  # the rest may not wait for anything
             async with slots.taken(1):
                 used = request.token()
                 # not move_on_after: see `fuse`

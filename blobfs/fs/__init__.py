@@ -22,7 +22,7 @@ from blobfs.fs.files import Files
 from blobfs.fs.metadata import Changes, Metadata
 from blobfs.fs.namespace import Caller, Namespace
 from blobfs.fs.nodes import StorePolicy, Volume
-from blobfs.fs.priming import Primer, ReadSome
+from blobfs.fs.priming import Primer
 from blobfs.fs.store import Store
 from blobfs.fs.tree import Stream, Tree
 
@@ -33,7 +33,6 @@ __all__ = [
     "Filesystem",
     "Metadata",
     "Namespace",
-    "ReadSome",
     "Store",
     "StorePolicy",
     "Stream",
@@ -45,13 +44,11 @@ __all__ = [
 class Filesystem:
     """The operations, by the part that owns them."""
 
-    def __init__(
-        self, store: Store, page_size: int = 5000, read_some: ReadSome | None = None
-    ) -> None:
+    def __init__(self, store: Store, page_size: int = 5000) -> None:
         self.store = store
         self.inodes = store.inodes
         self.tree = Tree(store, page_size)
-        self.primer = Primer(store, read_some)
+        self.primer = Primer(store)
         self.files = Files(store)
         self.names = Namespace(store, self.tree)
         self.metadata = Metadata(store, self.files)

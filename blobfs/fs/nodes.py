@@ -195,8 +195,9 @@ class Nodes:
         attrs = PackedAttributes.of(self.attributes_of(info, kind))
         return Entry(kind, PackedInfo.of(info), attrs, self._listed_size(kind, info))
 
-    def show(self, parent: Node, name: str, entry: Entry) -> Node:
-        """The child of this name with what the service just said of it; new if need be.
+    def show(self, parent: Node, name: str, entry: Entry, until: float) -> Node:
+        """The child of this name with what the service said of it, to be believed `until`; new if
+        need be.
 
         What we know better (unsaved changes) stays. A child of another kind by now is replaced.
         """
@@ -215,7 +216,7 @@ class Nodes:
             node = self.inodes.add(parent, name, attrs)
         elif node.is_local:
             return node
-        self.take_up(node, entry)
+        self.take_up(node, entry, until)
         return node
 
     def _is_replaced(self, node: Node, packed: PackedInfo | None) -> bool:
@@ -232,9 +233,11 @@ class Nodes:
         value = value_of(info.metadata, METADATA_KEY)
         return value is None or value != value_of(known.metadata, METADATA_KEY)
 
-    def take_up(self, node: Node, entry: Entry) -> None:
-        """The service just said this of the node, which has nothing unsaved."""
-        node.fresh_until = self.fresh_until()
+    def take_up(self, node: Node, entry: Entry, until: float) -> None:
+        """The service has said this of the node, which has nothing unsaved."""
+        if node.fresh_until > until:
+            return  # it has said something since
+        node.fresh_until = until
         packed = entry.info
         if packed is None:
             node.info = None  # a directory whose marker is gone keeps what it was shown with
@@ -306,7 +309,7 @@ class Nodes:
             if self._is_replaced(node, entry.info):
                 self.vanish(node)
                 raise ConditionFailed(f"{name!r} was replaced by someone else while it was open")
-            self.take_up(node, entry)
+            self.take_up(node, entry, self.fresh_until())
 
     def rebase(self, node: Node, info: BlobInfo) -> None:
         """Others changed the blob's metadata while this mount has changes that are not stored:

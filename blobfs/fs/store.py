@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -65,6 +65,14 @@ ENVELOPE_RESERVE = 1024
 """Bytes of metadata left free for the envelope of a body that is not stored yet (RSA-2048: 680)."""
 
 
+@dataclass(slots=True)
+class _Opening:
+    """A content that is being opened, for which others wait. Cancelled, it has no error."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    error: Exception | None = None
+
+
 class Store(Nodes):
     """What all operations share. See the module's docstring."""
 
@@ -87,7 +95,7 @@ class Store(Nodes):
         self.singles = Room(UNDER_WAY)
         self.nursery = nursery
         self.deletions = Deletions(self, nursery, write_policy.timeout)
-        self._opening: dict[int, trio.Event] = {}  # contents that are being opened, by inode
+        self._opening: dict[int, _Opening] = {}  # by inode
         self._changed: set[Node] = set()  # those with unsaved attributes, and some that had
 
     def wrote(self, node: Node, info: BlobInfo) -> None:
@@ -396,25 +404,32 @@ class Store(Nodes):
 
         Raises ContentError.
         """
-        while (opening := self._opening.get(node.ino)) is not None:
-            await opening.wait()
-        info = node.info
-        if info is None:
-            raise PosixError(errno.ESTALE, "nothing is stored")
-        known = node.content
-        if known is not None and (
-            known.info.etag == info.etag or await self.reader.same_content(known.info, info)
-        ):
-            known.info = info
-            if reach is not None:
-                self.reader.expect(known, reach)
-            return known
-        opening = self._opening[node.ino] = trio.Event()
+        while True:
+            info = node.info
+            if info is None:
+                raise PosixError(errno.ESTALE, "nothing is stored")
+            known = node.content
+            if known is not None and (
+                known.info.etag == info.etag or await self.reader.same_content(known.info, info)
+            ):
+                known.info = info
+                if reach is not None:
+                    self.reader.expect(known, reach)
+                return known
+            if (others := self._opening.get(node.ino)) is None:
+                break
+            await others.done.wait()
+            if others.error is not None:
+                raise others.error
+        opening = self._opening[node.ino] = _Opening()
         try:
             opened = await self.reader.open(lambda: self.locate(node), info, node.kind, reach)
+        except Exception as exc:
+            opening.error = exc
+            raise
         finally:
-            self._opening.pop(node.ino, None)
-            opening.set()
+            del self._opening[node.ino]
+            opening.done.set()
         if node.info is info:
             node.content = opened
             node.plain_size = opened.size

@@ -54,6 +54,7 @@ class Walk:
         self._scan = store.listings.begin(directory)
         store.listings.drop(directory)  # it is stale, or there would be no walk
         self._fresh_until = store.fresh_until()
+        self.page_until = 0.0  # what the last page says is to be believed
         self._entries: dict[str, Entry] | None = {}
         self._marker = ""
         self.ended = False
@@ -64,6 +65,7 @@ class Walk:
         container = self._store.volume(self._directory).container
         if not self._marker:
             await self._store.deletions.settle(self._directory)
+        self.page_until = self._store.fresh_until()
         page = await container.list(self._prefix, marker=self._marker, max_results=self._page_size)
         self._marker = page.next_marker
         changed = self._scan.changed
@@ -127,6 +129,7 @@ class Stream:
         self.walk: Walk | None = None
         self.started = False
         self.local: frozenset[str] = frozenset()  # entries that were not stored at the start
+        self.fresh_until = 0.0  # of `page`
 
 
 class Tree:
@@ -156,8 +159,7 @@ class Tree:
         entry = listing.entries.get(name)
         node = parent.children.get(name)
         if entry is not None:
-            node = store.show(parent, name, entry)
-            node.fresh_until = max(node.fresh_until, listing.fresh_until)
+            node = store.show(parent, name, entry, listing.fresh_until)
         elif node is None or not store.is_held(node):
             if node is not None:
                 store.vanish(node)
@@ -285,7 +287,7 @@ class Tree:
         kind = Kind.DIRECTORY if below or info is None else kind_of(info.metadata, info.size)
         if info is not None and below and kind_of(info.metadata, info.size) is not kind:
             info = None  # a file shadowed by the directory of its name
-        node = store.show(parent, name, store.entry(kind, info))
+        node = store.show(parent, name, store.entry(kind, info), store.fresh_until())
         await store.settle_size(node)
         return node
 
@@ -315,7 +317,7 @@ class Tree:
                 if found:
                     return found
                 offset += len(chunk)
-            elif not await self._next_page(stream):
+            elif not await self._next_page(stream, offset):
                 return []
 
     async def _nodes(
@@ -327,7 +329,7 @@ class Tree:
             entry = stream.scan.changed.get(name, listed)
             node = directory.children.get(name)
             if entry is not None:
-                node = self._store.show(directory, name, entry)
+                node = self._store.show(directory, name, entry, stream.fresh_until)
             elif node is None or not node.is_local or name in stream.scan.changed:
                 continue
             found.append((name, node, position))
@@ -344,18 +346,19 @@ class Tree:
         stream.started = False
         stream.scan.changed.clear()
 
-    async def _next_page(self, stream: Stream) -> bool:
+    async def _next_page(self, stream: Stream, offset: int) -> bool:
         """Put the next page in the place of the present one; False at the end."""
-        page = await self._more(stream)
+        page = await self._more(stream, offset)
         if page is None:
             return False
         stream.first += len(stream.page)
         stream.page = page
         return True
 
-    async def _more(self, stream: Stream) -> list[tuple[str, Entry | None]] | None:
+    async def _more(self, stream: Stream, offset: int) -> list[tuple[str, Entry | None]] | None:
         if not stream.started:
-            self._list_ahead(stream.directory)
+            if offset == 0:  # not when the kernel is made to read some: see `priming`
+                self._list_ahead(stream.directory)
             while await self._loaded_by_others(stream.directory):
                 pass
             stream.scan.changed.clear()  # what changed while it waited is in what comes now
@@ -363,6 +366,7 @@ class Tree:
         if stream.walk is None or stream.walk.ended:
             return None
         page = await stream.walk.next_page()
+        stream.fresh_until = stream.walk.page_until
         return [(name, entry) for name, entry in page if name not in stream.local]
 
     def _first_page(self, stream: Stream) -> list[tuple[str, Entry | None]]:
@@ -381,6 +385,7 @@ class Tree:
         if listing is None:
             stream.walk = Walk(self._store, directory, self._page_size)
         else:
+            stream.fresh_until = listing.fresh_until
             page += [(name, e) for name, e in listing.entries.items() if name not in stream.local]
         return page
 
