@@ -31,7 +31,7 @@ _BUFFER = 32 * 1024
 
 
 class CannotCopy(OSError):
-    """The mount cannot be copied, now or later."""
+    """The mount cannot be copied, or not read without /dev/fuse open, now or later."""
 
 
 class OtherMount(OSError):
@@ -94,7 +94,10 @@ def _open_below(directory: int, name: str) -> int:
 
 
 def _let_go_of_fuse() -> None:
-    _call("unshare", ctypes.c_int(_CLONE_FILES))
+    try:
+        _call("unshare", ctypes.c_int(_CLONE_FILES))
+    except OSError as exc:  # before the mount is touched
+        raise CannotCopy(*exc.args) from exc
     for number in map(int, os.listdir("/proc/thread-self/fd")):
         with suppress(OSError):
             if os.readlink(f"/proc/thread-self/fd/{number}") == "/dev/fuse":
