@@ -229,6 +229,8 @@ def root_cause(exc: BaseException) -> BaseException:
 
     An exception that blobfs does not know outranks all others, since it is a bug.
     """
+    if not isinstance(exc, BaseExceptionGroup):
+        return exc
     leaves = list(_leaves(exc))
     for leaf in leaves:
         if not isinstance(leaf, BlobfsError):

@@ -140,6 +140,8 @@ class Operations(pyfuse3.Operations):
 
     def _failed(self, operation: str, args: tuple[Any, ...], exc: BaseException) -> int:
         code = errno_of(exc)
+        if isinstance(exc, PosixError) and not log.isEnabledFor(logging.DEBUG):
+            return code  # names that are not there are looked up all the time
         where = self._describe(operation, args)
         if isinstance(exc, PosixError):
             log.debug("%s %s: %s: %s", operation, where, os.strerror(code), exc)

@@ -28,7 +28,7 @@ BLOCK = 8 * 1024 * 1024
 """Bytes of plaintext in the first blocks."""
 
 UNDER_WAY = 8 * BLOCK
-"""Bytes of blocks that are being sent at once, of all files: two with all their `uploads`."""
+"""Bytes of blocks that are being sent at once, of all files: one with all its `uploads`."""
 
 MAX_BLOCKS = 50_000
 _BLOCKS_PER_SIZE = 5_000
@@ -43,7 +43,7 @@ class WritePolicy:
 
     protocol: Protocol = Protocol.V2_1
     region_size: int = 64 * 1024
-    uploads: int = 4  # blocks of one file under way at once
+    uploads: int = 8  # blocks of one file at once: with 4, 64 MiB took a quarter longer 40 ms away
     timeout: float = 60.0
 
 

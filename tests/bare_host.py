@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
+from urllib.parse import parse_qs, unquote
 
 import httpx
 import trio
@@ -46,6 +47,18 @@ def operation(method: str, name: str = "", *, comp: str | None = None) -> Wanted
             and path.endswith(name)
             and (comp is None or found == ([comp] if comp else []))
         )
+
+    return wanted
+
+
+def listing_of(directory: str) -> Wanted:
+    """Lists of this directory as it is shown (a rename lists all that is below)."""
+
+    def wanted(request: httpx.Request) -> bool:
+        query = parse_qs(request.url.raw_path.decode().partition("?")[2])
+        is_list = query.get("comp") == ["list"] and "delimiter" in query
+        prefix = unquote(query.get("prefix", [""])[0]).rstrip("/")
+        return is_list and prefix == directory
 
     return wanted
 

@@ -1,12 +1,19 @@
 """The cache of decrypted content keeps to its bound, whatever the size of what is in it."""
 
+import os
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
-from blobfs.cache import Block, BlockCache, Buffers
+from blobfs.cache import Block, BlockCache, Buffers, Memory, fresh
 
 MIB = 1024 * 1024
+
+
+def resident() -> int:
+    """Bytes of memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def block(first: int, units: int, unit: int) -> Block:
@@ -65,15 +72,24 @@ def test_a_block_that_is_larger_than_all_room_leaves_the_others_alone() -> None:
     assert ("b", 0) not in cache
 
 
-def test_memory_is_used_again_when_nobody_reads_from_it_any_more() -> None:
-    buffers = Buffers(1000, spare=2)
-    first = buffers.take(900)
+@pytest.mark.parametrize("size", [pytest.param(1000, id="small"), pytest.param(MIB, id="mapped")])
+def test_memory_is_used_again_when_nobody_reads_from_it_any_more(size: int) -> None:
+    buffers = Buffers(size, spare=2)
+    first = buffers.take(size)
     view = memoryview(first)[10:20]
     buffers.give(first)
-    assert buffers.take(900) is not first, "somebody may be reading from it"
+    assert buffers.take(size) is not first, "somebody may be reading from it"
     view.release()
-    assert buffers.take(900) is first
-    assert buffers.take(900) is not first
+    assert buffers.take(size) is first
+    assert buffers.take(size) is not first
+
+
+def test_large_memory_takes_none_before_it_is_filled() -> None:
+    before = resident()
+    memory = fresh(64 * MIB)
+    assert resident() - before < 8 * MIB
+    memory[:] = bytes(64 * MIB)
+    assert resident() - before > 56 * MIB
 
 
 def test_memory_of_another_size_and_more_than_is_to_be_kept_is_let_go() -> None:
@@ -94,7 +110,7 @@ def test_a_block_costs_all_of_the_memory_that_it_holds_on_to() -> None:
 
 
 def test_who_wants_the_memory_of_what_goes_is_given_it() -> None:
-    dropped: list[bytearray] = []
+    dropped: list[Memory] = []
     cache = BlockCache(20_000, dropped.append)
     first = block(0, 1, 8000)
     cache.put("a", first)

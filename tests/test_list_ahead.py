@@ -3,9 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from urllib.parse import parse_qs, unquote
 
-import httpx
 import pytest
 import trio
 import trio.testing
@@ -13,7 +11,7 @@ import trio.testing
 from blobfs.fs.ahead import GAP, MOST
 from blobfs.fs.tree import STREAK
 from tests.azurite import Azurite
-from tests.bare_host import Host, Service, Wanted
+from tests.bare_host import Host, Service, listing_of
 
 COUNT = 24
 DIRECTORIES = [f"d{number:02}" for number in range(COUNT)]
@@ -25,18 +23,6 @@ def service(azurite: Azurite, container: str, tmp_path: Path) -> Service:
     for name in DIRECTORIES:
         service.sdk.upload_blob(f"{name}/file", b"", metadata={"permissions": "33188"})
     return service
-
-
-def listing_of(directory: str) -> Wanted:
-    """Lists of this directory as it is shown (a rename lists all that is below)."""
-
-    def wanted(request: httpx.Request) -> bool:
-        query = parse_qs(request.url.raw_path.decode().partition("?")[2])
-        is_list = query.get("comp") == ["list"] and "delimiter" in query
-        prefix = unquote(query.get("prefix", [""])[0]).rstrip("/")
-        return is_list and prefix == directory
-
-    return wanted
 
 
 def listed(service: Service) -> list[str]:

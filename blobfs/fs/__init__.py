@@ -4,6 +4,7 @@
     store      the writes that change those blobs; attribute writes
     listing    a directory's entries from pages of List Blobs
     tree       lookup and reading directories
+    guess      directories that are listed while their name is looked up
     files      open files: read, write, truncate, flush, release
     ahead      what is worked on one after another
     priming    names that are looked up one after another

@@ -12,9 +12,10 @@ from contextlib import suppress
 import trio
 
 from blobfs.attributes import Kind, kind_of
-from blobfs.blobs import BlobInfo
+from blobfs.blobs import BlobInfo, Page
 from blobfs.errors import BlobfsError, NotFound, PosixError
 from blobfs.fs.ahead import InOrder
+from blobfs.fs.guess import Guess, Guesses
 from blobfs.fs.listing import CACHED_DIRECTORY, Entry, Listing, Listings, Scan, Scanner
 from blobfs.fs.store import Store
 from blobfs.inodes import Node
@@ -40,10 +41,13 @@ LEAST_TTL = 1.0
 class Walk:
     """One listing of a directory from its start, page by page.
 
-    What this mount changes meanwhile outranks what the service says. `close` it.
+    What this mount changes meanwhile outranks what the service says. `close` it. The first page
+    may have been asked for by a `guess`.
     """
 
-    def __init__(self, store: Store, directory: Node, page_size: int) -> None:
+    def __init__(
+        self, store: Store, directory: Node, page_size: int, guess: Guess | None = None
+    ) -> None:
         self._store = store
         self._directory = directory
         self._page_size = page_size
@@ -53,7 +57,8 @@ class Walk:
         self._scanner = Scanner(self._prefix, store.entry)
         self._scan = store.listings.begin(directory)
         store.listings.drop(directory)  # it is stale, or there would be no walk
-        self._fresh_until = store.fresh_until()
+        self._guess = guess
+        self._fresh_until = store.fresh_until() if guess is None else guess.fresh_until
         self.page_until = 0.0  # what the last page says is to be believed
         self._entries: dict[str, Entry] | None = {}
         self._marker = ""
@@ -62,11 +67,7 @@ class Walk:
     async def next_page(self) -> list[tuple[str, Entry]]:
         """The next entries; may be none before the end. At the end a listing that is small enough
         is kept for later. A name made meanwhile comes only if the service lists it still."""
-        container = self._store.volume(self._directory).container
-        if not self._marker:
-            await self._store.deletions.settle(self._directory)
-        self.page_until = self._store.fresh_until()
-        page = await container.list(self._prefix, marker=self._marker, max_results=self._page_size)
+        page = await self._guessed() or await self._asked_for()
         self._marker = page.next_marker
         changed = self._scan.changed
         batch = []
@@ -83,6 +84,20 @@ class Walk:
         if self.ended:
             self._finish()
         return batch
+
+    async def _guessed(self) -> Page | None:
+        guess, self._guess = self._guess, None
+        if guess is None:
+            return None
+        self.page_until = guess.fresh_until
+        return await guess.page()
+
+    async def _asked_for(self) -> Page:
+        container = self._store.volume(self._directory).container
+        if not self._marker:
+            await self._store.deletions.settle(self._directory)
+        self.page_until = self._store.fresh_until()
+        return await container.list(self._prefix, marker=self._marker, max_results=self._page_size)
 
     def _finish(self) -> None:
         directory, store = self._directory, self._store
@@ -140,6 +155,7 @@ class Tree:
         self._page_size = page_size
         self._loading: dict[int, trio.Event] = {}
         self._in_order = InOrder(STREAK)
+        self._guesses = Guesses(store, page_size)
 
     # Lookup
 
@@ -153,13 +169,22 @@ class Tree:
         if self._above_containers(parent):
             raise PosixError(errno.ENOENT)
         await store.at_rest(parent)
-        listing = await self._listing_for(parent, node)
+        guess, listing = None, self._fresh_listing(parent)
+        if listing is None:
+            guess = self._guess(parent, name, node)
+            listing = await self._listing_for(parent, node)
+        entry = None if listing is None else listing.entries.get(name)
+        if guess is not None and (entry is None or entry.kind is not Kind.DIRECTORY):
+            self._guesses.was_in_vain()
         if listing is None:
             return await self._probe(parent, name)
-        entry = listing.entries.get(name)
         node = parent.children.get(name)
         if entry is not None:
+            is_new = node is None
             node = store.show(parent, name, entry, listing.fresh_until)
+            if guess is not None and is_new and node.is_directory:
+                node.lookups += 1  # not to be let go meanwhile
+                store.nursery.start_soon(self._load_ahead, node, self._begin(node, guess))
         elif node is None or not store.is_held(node):
             if node is not None:
                 store.vanish(node)
@@ -167,14 +192,19 @@ class Tree:
         await store.settle_size(node)
         return node
 
+    def _guess(self, parent: Node, name: str, known: Node | None) -> Guess | None:
+        """One for each listing of the parent, when nothing is known below the name: what this mount
+        changed there would be."""
+        is_kept = self._store.policy.metadata_ttl >= LEAST_TTL
+        if known is not None or parent.big or parent.ino in self._loading or not is_kept:
+            return None
+        return self._guesses.begin(parent, name)
+
     def _above_containers(self, directory: Node) -> bool:
         return all(node.volume is None for node in directory.ancestry())
 
     async def _listing_for(self, parent: Node, stale: Node | None) -> Listing | None:
-        """A fresh listing of `parent`; None when asking for the one name is better."""
-        listing = self._fresh_listing(parent)
-        if listing is not None:
-            return listing
+        """A new listing of `parent`; None when asking for the one name is better."""
         if parent.big:
             return None
         if stale is not None and stale.kind is not Kind.DIRECTORY and parent.probes < PROBES:
@@ -194,16 +224,21 @@ class Tree:
             listing = self._fresh_listing(directory)
             if listing is not None or directory.big:
                 return listing
-        walk = Walk(self._store, directory, self._page_size)
-        event = self._loading[directory.ino] = trio.Event()
+        await self._list(directory, self._begin(directory))
+        return self._fresh_listing(directory)
+
+    def _begin(self, directory: Node, guess: Guess | None = None) -> Walk:
+        """To be given to `_list`: others wait for that from now on."""
+        self._loading[directory.ino] = trio.Event()
+        return Walk(self._store, directory, self._page_size, guess)
+
+    async def _list(self, directory: Node, walk: Walk) -> None:
         try:
             await walk.next_page()
             directory.big = not walk.ended
         finally:
             walk.close()
-            del self._loading[directory.ino]
-            event.set()
-        return self._fresh_listing(directory)
+            self._loading.pop(directory.ino).set()
 
     async def _loaded_by_others(self, directory: Node) -> bool:
         """Wait while somebody lists it; whether somebody did."""
@@ -222,10 +257,12 @@ class Tree:
                 following.lookups += 1  # not to be let go meanwhile
                 store.nursery.start_soon(self._load_ahead, following)
 
-    async def _load_ahead(self, directory: Node) -> None:
+    async def _load_ahead(self, directory: Node, begun: Walk | None = None) -> None:
         """Raises nothing: who reads the directory asks again, and is told what is wrong."""
         try:
             with trio.move_on_after(self._store.write_policy.timeout):
+                if begun is not None:
+                    return await self._list(directory, begun)
                 await self._store.at_rest(directory)
                 if directory.is_linked and self._fresh_listing(directory) is None:
                     await self._load(directory)
