@@ -33,12 +33,12 @@ from blobfs.fs import Caller, Changes, Filesystem, Stream
 from blobfs.inodes import Node
 from blobfs.metrics import Latencies
 from blobfs.names import decode_segment, lookup_segment
+from blobfs.writer import SLOWEST
 
 log = logging.getLogger(__name__)
 
 BLOCK_SIZE = 4096
 _CAPACITY = 2**50  # bytes that statfs claims: a container has no limit, tools want a number
-_SLOWEST_UPLOAD = 1024 * 1024  # bytes a second that a flush is given time for
 
 _BY_HANDLE = frozenset({"read", "write", "flush", "fsync", "release"})
 _BY_STREAM = frozenset({"readdir", "releasedir", "fsyncdir"})
@@ -99,13 +99,13 @@ def _short(self: "Operations", *args: object) -> float:
 
 def _upload(self: "Operations", *args: object) -> float:
     """For what may store a whole file: the time that the largest draft takes on a slow line."""
-    return self._timeout + self._fs.store.pool.largest_draft / _SLOWEST_UPLOAD
+    return self._timeout + self._fs.store.pool.largest_draft / SLOWEST
 
 
 def _resize(self: "Operations", inode: int, attr: Any, fields: Any, *args: object) -> float:
     """For setattr, which may store a file of a size that no draft has yet."""
     size = attr.st_size if fields.update_size else 0
-    return max(_upload(self), self._timeout + size / _SLOWEST_UPLOAD)
+    return max(_upload(self), self._timeout + size / SLOWEST)
 
 
 def _long(self: "Operations", *args: object) -> float:
@@ -233,7 +233,7 @@ class Operations(pyfuse3.Operations):
         segment = lookup_segment(name)
         if segment is None:
             raise PosixError(errno.ENOENT)
-        node = await self._fs.tree.lookup(directory, segment)
+        node = await self._fs.tree.lookup(directory, segment, may_guess=True)
         self._fs.primer.looked_up(directory, segment)
         return self._looked_up(node)
 

@@ -343,6 +343,7 @@ def _build(
         write_policy=WritePolicy(
             protocol=Protocol(options.protocol),
             region_size=options.region_size,
+            uploads=max(1, options.connections // 2),
             timeout=options.timeout,
         ),
         nursery=nursery,

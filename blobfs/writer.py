@@ -30,6 +30,9 @@ BLOCK = 8 * 1024 * 1024
 UNDER_WAY = 8 * BLOCK
 """Bytes of blocks that are being sent at once, of all files: one with all its `uploads`."""
 
+SLOWEST = 1024 * 1024
+"""Bytes a second that what is under way is given time for: a block shares the line with all."""
+
 MAX_BLOCKS = 50_000
 _BLOCKS_PER_SIZE = 5_000
 """Blocks of one size; then the size doubles."""
@@ -43,7 +46,7 @@ class WritePolicy:
 
     protocol: Protocol = Protocol.V2_1
     region_size: int = 64 * 1024
-    uploads: int = 8  # blocks of one file at once: with 4, 64 MiB took a quarter longer 40 ms away
+    uploads: int = 8  # blocks of one file under way at once
     timeout: float = 60.0
 
 
@@ -267,12 +270,13 @@ class Upload:
     async def _put_block(
         self, block_id: str, ciphertext: bytearray, turn: _Turn, scope: trio.CancelScope
     ) -> None:
+        seconds = self._policy.timeout + UNDER_WAY / SLOWEST
         try:
-            with scope, trio.fail_after(self._policy.timeout):
+            with scope, trio.fail_after(seconds):
                 await self._container.put_block(self.name, block_id, ciphertext)
         except trio.TooSlowError:
             self._error = self._error or Unavailable(
-                f"{self.name!r}: a block was not stored within {self._policy.timeout:g} s"
+                f"{self.name!r}: a block was not stored within {seconds:g} s"
             )
         except Exception as exc:  # kept for the next call of the upload's user
             self._error = self._error or exc

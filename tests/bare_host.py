@@ -67,7 +67,7 @@ class Faulty(httpx.AsyncBaseTransport):
     """Does to the requests that are `wanted` what one of its methods says, until it ends."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
-        self._inner = inner
+        self.inner = inner
         self._wanted: Wanted = lambda request: False
         self._action: Callable[[httpx.Request], object] = lambda request: None
         self._carry_out = False
@@ -102,29 +102,40 @@ class Faulty(httpx.AsyncBaseTransport):
     def delayed(self, wanted: Wanted, until: trio.Event) -> AbstractContextManager[None]:
         return self._set(wanted, lambda request: until.wait())
 
+    def late(self, wanted: Wanted, until: trio.Event) -> AbstractContextManager[None]:
+        """Carried out at once; the answer comes later."""
+        return self._set(wanted, lambda request: until.wait(), carry_out=True)
+
     def broken(self, wanted: Wanted) -> AbstractContextManager[None]:
         """As a bug in the client would be."""
         return self._set(wanted, _bug)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if not self._wanted(request):
-            return await self._inner.handle_async_request(request)
+            return await self.inner.handle_async_request(request)
         self.hits += 1
         self.met.set()
-        action = self._action
+        action, answer = self._action, None
         if self._carry_out:
-            response = await self._inner.handle_async_request(request)
-            await response.aread()
-            await response.aclose()
+            answer = await whole(await self.inner.handle_async_request(request))
         result = action(request)
         if isinstance(result, httpx.Response):
             await request.aread()
             return result
         await result  # type: ignore[misc]
-        return await self._inner.handle_async_request(request)
+        return answer or await self.inner.handle_async_request(request)
 
     async def aclose(self) -> None:
-        await self._inner.aclose()
+        await self.inner.aclose()
+
+
+async def whole(response: httpx.Response) -> httpx.Response:
+    """The same, received and closed: it can be passed on later."""
+    content = await response.aread()
+    await response.aclose()
+    headers = httpx.Headers(response.headers)
+    headers.pop("transfer-encoding", None)
+    return httpx.Response(response.status_code, headers=headers, content=content)
 
 
 def _refuse_connection(request: httpx.Request) -> None:
@@ -151,7 +162,7 @@ class Host:
     async def node(self, path: str) -> Node:
         node = self.fs.inodes.root
         for name in filter(None, path.split("/")):
-            node = await self.fs.tree.lookup(node, name)
+            node = await self.fs.tree.lookup(node, name, may_guess=True)
             node.lookups += 1  # the kernel remembers what it looked up
         return node
 

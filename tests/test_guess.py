@@ -4,14 +4,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 import trio.testing
 
-from blobfs.errors import Denied, PosixError
+from blobfs.errors import ConditionFailed, Denied, PosixError
 from blobfs.fs import Filesystem, guess
 from tests.azurite import Azurite
-from tests.bare_host import Host, Service, listing_of
+from tests.bare_host import Host, Service, listing_of, operation, whole
+from tests.strict import error
 
 FILE = {"permissions": "33188"}
 
@@ -129,8 +131,10 @@ async def test_a_guess_that_fails_is_nobodys_failure(service: Service) -> None:
         with host.faults.denied(listing_of("dir")):
             await host.node("dir")
             await settled()
+            assert host.faults.hits == 1
             with pytest.raises(Denied):
                 await host.node("dir/file")
+            assert host.faults.hits == 2
         await host.node("dir/file")
 
 
@@ -176,6 +180,81 @@ async def test_what_is_renamed_meanwhile_has_its_own_entries(service: Service) -
         assert await host.entries("moved") == ["file"]
         with pytest.raises(PosixError):
             await host.node("dir")
+
+
+async def test_a_listing_of_what_is_removed_is_not_taken_for_one_of_its_successor(
+    service: Service,
+) -> None:
+    """It has the same path and, when the kernel has forgotten both, the same number."""
+    async with service.host() as other:
+        await other.mkdir("empty")
+    async with service.host(ttl=3600) as host:
+        forget, answer = host.fs.inodes.forget, trio.Event()
+        with host.faults.late(listing_of("empty"), answer):
+            old = await host.node("empty")
+            await host.faults.met.wait()
+        await host.rmdir("empty")
+        forget(old.ino, old.lookups - 1)  # one is the guess's
+        await host.mkdir("empty")
+        await host.write("empty/file", b"x")
+        answer.set()
+        await settled()
+        for path in ("empty/file", "empty"):
+            node = await host.node(path)
+            forget(node.ino, node.lookups)
+        assert (await host.node("empty")).ino == old.ino
+        assert await host.entries("empty") == ["file"]
+
+
+@pytest.mark.parametrize("name", ["file", "dotted.d"])
+async def test_nothing_is_guessed_of_what_is_gone(service: Service, name: str) -> None:
+    """As for a shell that is in a directory that another host has deleted."""
+    async with service.host(ttl=3600) as host:
+        directory = await host.node("dir")
+        await settled()
+        host.store.vanish(directory)
+        for _ in range(2):
+            with pytest.raises(ConditionFailed), trio.fail_after(5):
+                await host.fs.tree.lookup(directory, name, may_guess=True)
+        assert await host.entries("dir") == ["file"]
+
+
+async def test_what_is_listed_while_a_rename_fails_is_not_believed(service: Service) -> None:
+    """It may be a half of the directory, whose other half was under the new name then."""
+    service.sdk.upload_blob("dir/last", b"", metadata=FILE)
+    is_listed, is_deleted, is_undone = trio.Event(), trio.Event(), trio.Event()
+
+    class Halfway(httpx.AsyncBaseTransport):
+        def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+            self.inner = inner
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if operation("DELETE", "dir/last")(request):
+                await is_listed.wait()
+                return error(403, "AuthorizationPermissionMismatch")
+            if listing_of("dir")(request) and not is_listed.is_set():
+                await is_deleted.wait()
+                response = await whole(await self.inner.handle_async_request(request))
+                is_listed.set()
+                await is_undone.wait()
+                return response
+            response = await self.inner.handle_async_request(request)
+            if operation("DELETE", "dir/file")(request):
+                is_deleted.set()
+                await is_listed.wait()
+            return response
+
+        async def aclose(self) -> None:
+            await self.inner.aclose()
+
+    async with service.host(ttl=3600, attempts=1) as host:
+        host.faults.inner = Halfway(host.faults.inner)
+        await host.node("dir")
+        with pytest.raises(Denied):
+            await host.rename("dir", "moved")
+        is_undone.set()
+        await settled()
+        assert await host.entries("dir") == ["file", "last"]
 
 
 async def test_a_directory_of_many_pages_is_read_on_from_the_first(service: Service) -> None:

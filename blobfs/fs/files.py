@@ -16,7 +16,7 @@ from blobfs.fs.ahead import Ahead
 from blobfs.fs.store import Store
 from blobfs.inodes import Handle, Node
 from blobfs.reader import Reach
-from blobfs.writer import LARGEST_FILE, SINGLE_PUT
+from blobfs.writer import LARGEST_FILE, SINGLE_PUT, SLOWEST
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,6 @@ RETRY_TIME = 10.0
 """Seconds, and those that the bytes take, for one more attempt to store what a last close could
 neither store nor keep. The close had its whole time: now a recovery file is worth more than
 another wait, during which a crash would lose the content."""
-
-SLOWEST_UPLOAD = 1024 * 1024
-"""Bytes a second that an upload is given time for."""
 
 
 class Files:
@@ -334,7 +331,7 @@ class Files:
     async def _retry(self, node: Node) -> None:
         if node.draft is None or not self._is_left(node):
             return
-        with trio.move_on_after(RETRY_TIME + node.draft.size / SLOWEST_UPLOAD):
+        with trio.move_on_after(RETRY_TIME + node.draft.size / SLOWEST):
             await self._commit_at_last(node)
         if node.writers:
             return  # whose close stores it
@@ -349,7 +346,7 @@ class Files:
         """
         nodes = [node for node in self._inodes if self._is_unsaved(node)]
         size = sum(node.draft.size for node in nodes if node.draft is not None)
-        with trio.move_on_after(DRAIN_TIME + size / SLOWEST_UPLOAD):
+        with trio.move_on_after(DRAIN_TIME + size / SLOWEST):
             await self._each(nodes, self._commit_at_last)
         await self._each(nodes, self._keep_at_last)
         with trio.move_on_after(DRAIN_TIME):

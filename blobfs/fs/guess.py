@@ -1,14 +1,14 @@
 """A name that is looked up may be a directory's: it is listed at the same time as its parent.
 
 Who comes to a directory comes along a path, and each part of it that nobody has looked at costs a
-round trip. A guess that was in vain costs a request, but nobody's time.
+round trip. A guess that was in vain costs a request.
 """
 
 import logging
 
 import trio
 
-from blobfs.blobs import Page
+from blobfs.blobs import Container, Page
 from blobfs.errors import BlobfsError
 from blobfs.fs.store import Store
 from blobfs.inodes import Node
@@ -42,7 +42,7 @@ class Guess:
 
 
 class Guesses:
-    """Those of one mount; their requests run in the store's nursery."""
+    """Those of one mount, one at a time; their requests run in the store's nursery."""
 
     def __init__(self, store: Store, page_size: int) -> None:
         self._store = store
@@ -51,23 +51,25 @@ class Guesses:
 
     def begin(self, parent: Node, name: str) -> Guess | None:
         """To be called before the parent is listed, for a name of which there is no node. None
-        when a file is more likely: few directories have a dot in their name."""
+        when a file is more likely: few directories have a dot in their name. There is no other
+        until it `was_right`, or for a while. Raises ConditionFailed for a parent that is gone."""
         is_likely = "." not in name and is_storable(name) and not name.startswith(HIDDEN_PREFIX)
         if not is_likely or trio.current_time() < self._none_until:
             return None
-        guess = Guess(self._store.fresh_until())
-        self._store.nursery.start_soon(self._ask, guess, parent, name)
+        store = self._store
+        guess = Guess(store.fresh_until())
+        prefix = store.blob_name(parent, name) + "/"
+        store.nursery.start_soon(self._ask, guess, store.volume(parent).container, prefix)
+        self._none_until = trio.current_time() + PAUSE
         return guess
 
-    def was_in_vain(self) -> None:
-        self._none_until = trio.current_time() + PAUSE
+    def was_right(self) -> None:
+        self._none_until = 0.0
 
-    async def _ask(self, guess: Guess, parent: Node, name: str) -> None:
-        store, page = self._store, None
-        prefix = store.blob_name(parent, name) + "/"
+    async def _ask(self, guess: Guess, container: Container, prefix: str) -> None:
+        page = None
         try:
-            with trio.move_on_after(store.write_policy.timeout):
-                container = store.volume(parent).container
+            with trio.move_on_after(self._store.write_policy.timeout):
                 page = await container.list(prefix, max_results=self._page_size)
         except BlobfsError as exc:
             log.debug("%s: not listed by a guess: %s", prefix, exc)

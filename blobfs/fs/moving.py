@@ -292,10 +292,10 @@ async def _undo(move: _Move, marker: BlobInfo, target: Node | None) -> None:
 def _distrust(move: _Move) -> None:
     """What is known of the directory is out of date."""
     for child in _below(move.store, move.node):
-        move.store.listings.drop(child)
+        move.store.listings.spoil(child)  # also what is being listed just now
         child.fresh_until = 0.0
     move.store.distrust(move.node)
-    move.store.listings.drop(move.node)
+    move.store.listings.spoil(move.node)
 
 
 def _below(store: Store, directory: Node) -> list[Node]:

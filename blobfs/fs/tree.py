@@ -7,7 +7,9 @@ looked up again after the listing is stale, a name is asked for by itself.
 
 import errno
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import trio
 
@@ -41,13 +43,13 @@ LEAST_TTL = 1.0
 class Walk:
     """One listing of a directory from its start, page by page.
 
-    What this mount changes meanwhile outranks what the service says. `close` it. The first page
-    may have been asked for by a `guess`.
+    What this mount changes meanwhile outranks what the service says. `close` it.
     """
 
     def __init__(
-        self, store: Store, directory: Node, page_size: int, guess: Guess | None = None
+        self, store: Store, directory: Node, page_size: int, fresh_until: float | None = None
     ) -> None:
+        """Its first page may have been asked for before, and be believed `fresh_until`."""
         self._store = store
         self._directory = directory
         self._page_size = page_size
@@ -57,8 +59,7 @@ class Walk:
         self._scanner = Scanner(self._prefix, store.entry)
         self._scan = store.listings.begin(directory)
         store.listings.drop(directory)  # it is stale, or there would be no walk
-        self._guess = guess
-        self._fresh_until = store.fresh_until() if guess is None else guess.fresh_until
+        self._fresh_until = store.fresh_until() if fresh_until is None else fresh_until
         self.page_until = 0.0  # what the last page says is to be believed
         self._entries: dict[str, Entry] | None = {}
         self._marker = ""
@@ -67,7 +68,15 @@ class Walk:
     async def next_page(self) -> list[tuple[str, Entry]]:
         """The next entries; may be none before the end. At the end a listing that is small enough
         is kept for later. A name made meanwhile comes only if the service lists it still."""
-        page = await self._guessed() or await self._asked_for()
+        container = self._store.volume(self._directory).container
+        if not self._marker:
+            await self._store.deletions.settle(self._directory)
+        self.page_until = self._store.fresh_until()
+        page = await container.list(self._prefix, marker=self._marker, max_results=self._page_size)
+        return self.take(page)
+
+    def take(self, page: Page) -> list[tuple[str, Entry]]:
+        """The next page has come."""
         self._marker = page.next_marker
         changed = self._scan.changed
         batch = []
@@ -85,24 +94,10 @@ class Walk:
             self._finish()
         return batch
 
-    async def _guessed(self) -> Page | None:
-        guess, self._guess = self._guess, None
-        if guess is None:
-            return None
-        self.page_until = guess.fresh_until
-        return await guess.page()
-
-    async def _asked_for(self) -> Page:
-        container = self._store.volume(self._directory).container
-        if not self._marker:
-            await self._store.deletions.settle(self._directory)
-        self.page_until = self._store.fresh_until()
-        return await container.list(self._prefix, marker=self._marker, max_results=self._page_size)
-
     def _finish(self) -> None:
         directory, store = self._directory, self._store
-        if directory.path != self._path:
-            return  # it was renamed meanwhile: this is the listing of where it was
+        if not directory.is_linked or directory.path != self._path:
+            return  # it was removed or renamed meanwhile: this is the listing of where it was
         if self._scan.spoiled:
             return
         directory.probes = 0
@@ -159,8 +154,12 @@ class Tree:
 
     # Lookup
 
-    async def lookup(self, parent: Node, name: str) -> Node:
-        """The child of this name. Raises PosixError(ENOENT), or what the service says."""
+    async def lookup(self, parent: Node, name: str, *, may_guess: bool = False) -> Node:
+        """The child of this name. Raises PosixError(ENOENT), or what the service says.
+
+        A directory may be listed at once for who `may_guess`, and counts the lookup before its next
+        await: the node is let go otherwise, when it is listed.
+        """
         store = self._store
         node = parent.children.get(name)
         if node is not None and (node.volume is not None or store.is_fresh(node)):
@@ -171,20 +170,19 @@ class Tree:
         await store.at_rest(parent)
         guess, listing = None, self._fresh_listing(parent)
         if listing is None:
-            guess = self._guess(parent, name, node)
+            guess = self._guess(parent, name) if may_guess and node is None else None
             listing = await self._listing_for(parent, node)
-        entry = None if listing is None else listing.entries.get(name)
-        if guess is not None and (entry is None or entry.kind is not Kind.DIRECTORY):
-            self._guesses.was_in_vain()
         if listing is None:
             return await self._probe(parent, name)
+        entry = listing.entries.get(name)
         node = parent.children.get(name)
         if entry is not None:
             is_new = node is None
             node = store.show(parent, name, entry, listing.fresh_until)
-            if guess is not None and is_new and node.is_directory:
-                node.lookups += 1  # not to be let go meanwhile
-                store.nursery.start_soon(self._load_ahead, node, self._begin(node, guess))
+            if guess is not None and node.is_directory:
+                self._guesses.was_right()
+                if is_new and self._fresh_listing(node) is None:
+                    self._take(guess, node)
         elif node is None or not store.is_held(node):
             if node is not None:
                 store.vanish(node)
@@ -192,13 +190,26 @@ class Tree:
         await store.settle_size(node)
         return node
 
-    def _guess(self, parent: Node, name: str, known: Node | None) -> Guess | None:
-        """One for each listing of the parent, when nothing is known below the name: what this mount
-        changed there would be."""
+    def _guess(self, parent: Node, name: str) -> Guess | None:
+        """For a name of which there is no node: below it, this mount changes nothing."""
+        is_early = parent.ino not in self._loading and not parent.big
         is_kept = self._store.policy.metadata_ttl >= LEAST_TTL
-        if known is not None or parent.big or parent.ino in self._loading or not is_kept:
-            return None
-        return self._guesses.begin(parent, name)
+        return self._guesses.begin(parent, name) if is_early and is_kept else None
+
+    def _take(self, guess: Guess, directory: Node) -> None:
+        """The directory has just got its node: what was guessed is its listing, when it comes."""
+        walk = self._begin(directory, guess.fresh_until)
+
+        async def list_it() -> None:
+            try:
+                page = await guess.page()
+                if page is not None:
+                    walk.take(page)
+                    directory.big = not walk.ended
+            finally:
+                self._end(directory, walk)
+
+        self._start_ahead(directory, list_it)
 
     def _above_containers(self, directory: Node) -> bool:
         return all(node.volume is None for node in directory.ancestry())
@@ -224,21 +235,24 @@ class Tree:
             listing = self._fresh_listing(directory)
             if listing is not None or directory.big:
                 return listing
-        await self._list(directory, self._begin(directory))
-        return self._fresh_listing(directory)
-
-    def _begin(self, directory: Node, guess: Guess | None = None) -> Walk:
-        """To be given to `_list`: others wait for that from now on."""
-        self._loading[directory.ino] = trio.Event()
-        return Walk(self._store, directory, self._page_size, guess)
-
-    async def _list(self, directory: Node, walk: Walk) -> None:
+        walk = self._begin(directory)
         try:
             await walk.next_page()
             directory.big = not walk.ended
         finally:
-            walk.close()
-            self._loading.pop(directory.ino).set()
+            self._end(directory, walk)
+        return self._fresh_listing(directory)
+
+    def _begin(self, directory: Node, fresh_until: float | None = None) -> Walk:
+        """A walk that others wait for until its `_end`. Raises as `Store.volume` does when the
+        directory is gone."""
+        walk = Walk(self._store, directory, self._page_size, fresh_until)
+        self._loading[directory.ino] = trio.Event()
+        return walk
+
+    def _end(self, directory: Node, walk: Walk) -> None:
+        walk.close()
+        self._loading.pop(directory.ino).set()
 
     async def _loaded_by_others(self, directory: Node) -> bool:
         """Wait while somebody lists it; whether somebody did."""
@@ -254,18 +268,22 @@ class Tree:
             return
         for following in self._in_order.after(directory):
             if following.volume is None and not following.big:
-                following.lookups += 1  # not to be let go meanwhile
-                store.nursery.start_soon(self._load_ahead, following)
+                self._start_ahead(following, partial(self._load_if_stale, following))
 
-    async def _load_ahead(self, directory: Node, begun: Walk | None = None) -> None:
+    async def _load_if_stale(self, directory: Node) -> None:
+        await self._store.at_rest(directory)
+        if directory.is_linked and self._fresh_listing(directory) is None:
+            await self._load(directory)
+
+    def _start_ahead(self, directory: Node, work: Callable[[], Awaitable[None]]) -> None:
+        directory.lookups += 1  # not to be let go meanwhile
+        self._store.nursery.start_soon(self._list_by, directory, work)
+
+    async def _list_by(self, directory: Node, work: Callable[[], Awaitable[None]]) -> None:
         """Raises nothing: who reads the directory asks again, and is told what is wrong."""
         try:
             with trio.move_on_after(self._store.write_policy.timeout):
-                if begun is not None:
-                    return await self._list(directory, begun)
-                await self._store.at_rest(directory)
-                if directory.is_linked and self._fresh_listing(directory) is None:
-                    await self._load(directory)
+                await work()
         except BlobfsError as exc:
             log.debug("%s: not listed ahead: %s", directory.path, exc)
         except Exception:  # nobody waits for it, and it must not end the mount

@@ -21,6 +21,10 @@ class CommandFailed(Exception):
     """A workload's command ended with a status other than 0, or not in time."""
 
 
+class NotInTime(CommandFailed):
+    pass
+
+
 class Usage(NamedTuple):
     cpu_s: float
     peak_bytes: int
@@ -129,7 +133,7 @@ class Commands:
         try:
             stdout, stderr = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            raise CommandFailed(f"{program}: not done after {self._limit_s:g} s") from None
+            raise NotInTime(f"{program}: not done after {self._limit_s:g} s") from None
         if process.returncode != 0:
             reason = (stderr.strip().splitlines() or [f"exit status {process.returncode}"])[0]
             raise CommandFailed(f"{program}: {reason}")
