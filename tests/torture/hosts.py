@@ -10,7 +10,9 @@ wrote them. Then, for each file:
   was renamed to;
 - who was told ESTALE by close finds its version in a conflict copy, and nobody else has one; or, if
   it appended to a file too large to be had whole, and that is gone, its piece in a recovery file;
-- a read gave one version, whole, and none that was replaced before it began.
+- a read gave one version, whole, and none that was replaced before it began;
+- who was told EIO, other than by close, heard of a deletion on the same host that failed after its
+  call had returned, each of them once (see `blobfs.fs.deleting`).
 """
 
 import errno
@@ -129,6 +131,7 @@ class Round:
                 assert not problems, self._said("", f"{problems}")
                 wrong = [w for w in ("a bug", "Traceback", "CRITICAL") if w in mount.log()]
                 assert not wrong, self._said("", mount.log())
+            self._check_failures()
             return self._explain(found)
 
     def _said(self, name: str, text: str) -> str:
@@ -205,6 +208,14 @@ class Round:
             assert again == found, self._said("", "the hosts see different files in the end")
         return found
 
+    def _check_failures(self) -> None:
+        """Several deletions that failed may be told of at once."""
+        for host, mount in enumerate(self.hosts):
+            failed = mount.log().count(" was not deleted: ")
+            every = [done for each in self.done.values() for done in each]
+            told = [done for done in every if done.host == host and done.error == errno.EIO]
+            assert len(told) <= failed, self._said("", f"{told}, and {failed} deletions failed")
+
     def _explain(self, found: dict[str, bytes]) -> Counter[str]:
         figures: Counter[str] = Counter()
         for name in FILES:
@@ -242,6 +253,7 @@ class Round:
             f"{done} is no error to be expected"
             for done in by_number.values()
             if done.error not in allowed.get(done.what, {0, errno.ESTALE, errno.EEXIST})
+            and not (done.error == errno.EIO and done.what != "read" and not done.in_close)
         ]
         last = by_number[final[-1]] if final else None
         if last is not None:
