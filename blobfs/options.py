@@ -141,7 +141,7 @@ class MountOptions:
     metadata_ttl: float = _value(
         values.seconds, "10s", "how long attributes and listings are served from memory"
     )
-    cache_size: int = _value(values.size, "64M", "memory for decrypted regions")
+    cache_size: int = _value(values.size, "128M", "memory for decrypted regions")
     readahead: int = _value(values.size, "32M", "most bytes read ahead for one open file")
     buffer_size: int = _value(
         values.size, "64M", "memory for bytes not yet stored, before the spool"

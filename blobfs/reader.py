@@ -98,7 +98,7 @@ class ReadPolicy:
     require_encryption: bool = True
     require_seal: bool = False
     min_protocol: Protocol = Protocol.V1_0
-    cache_size: int = 64 * 1024 * 1024
+    cache_size: int = 128 * 1024 * 1024
     readahead: int = 32 * 1024 * 1024
     timeout: float = 60.0
 

@@ -282,7 +282,7 @@ def test_defaults() -> None:
     assert (chosen.uid, chosen.gid) == (os.getuid(), os.getgid())
     assert (chosen.file_mode, chosen.dir_mode, chosen.umask) == (0o644, 0o755, 0)
     assert (chosen.metadata_ttl, chosen.timeout, chosen.connections) == (10, 60, 16)
-    assert (chosen.cache_size, chosen.readahead) == (64 << 20, 32 << 20)
+    assert (chosen.cache_size, chosen.readahead) == (128 << 20, 32 << 20)
     assert (chosen.on_conflict, chosen.log_level, chosen.log_file) == ("keep", "info", None)
     assert chosen.metrics is None
     assert chosen.mountpoint == Path("/mnt/x")
