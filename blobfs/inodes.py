@@ -12,7 +12,7 @@ INVARIANTS (`check`):
 import errno
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -326,6 +326,15 @@ class Inodes:
     def release(self, node: Node) -> None:
         """Let the node go if nothing holds it any more."""
         self._drop_if_unused(node)
+
+    @contextmanager
+    def held(self, node: Node) -> Iterator[None]:
+        """Keep a node that is in use and that the kernel may not know."""
+        node.lookups += 1
+        try:
+            yield
+        finally:
+            node.lookups -= 1
 
     def _drop_if_unused(self, node: Node) -> None:
         while (

@@ -11,7 +11,7 @@ import trio.testing
 from blobfs.fs.ahead import GAP, MOST
 from blobfs.fs.tree import STREAK
 from tests.azurite import Azurite
-from tests.bare_host import Host, Service, listing_of
+from tests.bare_host import Host, Service, listing_of, operation
 
 COUNT = 24
 DIRECTORIES = [f"d{number:02}" for number in range(COUNT)]
@@ -170,6 +170,25 @@ async def test_a_directory_that_takes_the_place_of_another_has_not_its_listings(
         await host.rename("a", "c")
         await host.rename("b", "a")
         assert await host.entries("a/x") == ["new"]
+
+
+async def test_a_directory_that_is_being_made_is_not_let_go_when_it_was_listed(
+    service: Service,
+) -> None:
+    async with service.host(ttl=3600) as host:
+        await shown(host, service)
+        answer = trio.Event()
+        async with trio.open_nursery() as nursery:
+            with host.faults.delayed(operation("PUT", "d01-new"), answer):
+                nursery.start_soon(host.mkdir, "d01-new")
+                await host.faults.met.wait()
+                await walk(host, DIRECTORIES[:2])
+                await settled()
+                assert "d01-new" in listed(service)
+                answer.set()
+        await host.write("d01-new/file", b"x")
+        assert await host.entries("d01-new") == ["file"]
+        assert await host.entries() == sorted([*DIRECTORIES, "d01-new"])
 
 
 async def test_what_is_read_from_the_middle_on_is_no_walk(service: Service) -> None:

@@ -98,10 +98,11 @@ class Namespace:
             parent, name, self._new_attributes(parent, kind, mode, caller, rdev)
         )
         try:
-            async with self._store.locked(node):
-                await self._store.put_empty(
-                    node, self._store.blob_name(node), self._store.composed(node)
-                )
+            with self._inodes.held(node):
+                async with self._store.locked(node):
+                    await self._store.put_empty(
+                        node, self._store.blob_name(node), self._store.composed(node)
+                    )
         except BaseException:
             self._inodes.detach(node)
             raise
@@ -116,8 +117,9 @@ class Namespace:
         attrs = self._new_attributes(parent, Kind.SYMLINK, 0o777, Caller(caller.uid, caller.gid))
         node = self._inodes.add(parent, name, attrs)
         try:
-            async with self._store.locked(node):
-                await self._store_target(node, target)
+            with self._inodes.held(node):
+                async with self._store.locked(node):
+                    await self._store_target(node, target)
         except BaseException:
             self._inodes.detach(node)
             raise
