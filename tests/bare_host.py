@@ -249,6 +249,16 @@ class Service:
     def names(self) -> list[str]:
         return sorted(self.sdk.list_blob_names())
 
+    def listed(self) -> list[str]:
+        """The prefixes that were listed since the last call, in the order of the answers."""
+        asked = [
+            request.query.get("prefix", "").rstrip("/")
+            for request in self.azurite.requests()
+            if request.query.get("comp") == "list"
+        ]
+        self.azurite.reset_requests()
+        return asked
+
     @asynccontextmanager
     async def host(
         self,

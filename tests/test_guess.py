@@ -26,17 +26,6 @@ def service(azurite: Azurite, container: str, tmp_path: Path) -> Service:
     return service
 
 
-def listed(service: Service) -> list[str]:
-    """The directories that were listed since the last call, in the order of the answers."""
-    asked = [
-        request.query.get("prefix", "").rstrip("/")
-        for request in service.azurite.requests()
-        if request.query.get("comp") == "list"
-    ]
-    service.azurite.reset_requests()
-    return asked
-
-
 async def settled() -> None:
     await trio.testing.wait_all_tasks_blocked(0.2)
 
@@ -55,16 +44,16 @@ async def guess_held(service: Service, name: str) -> AsyncIterator[tuple[Host, t
 
 async def test_a_directory_is_listed_while_its_parent_is(service: Service) -> None:
     async with service.host(ttl=3600) as host:
-        listed(service)
+        service.listed()
         answer = trio.Event()
         with host.faults.delayed(listing_of(""), answer):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(host.node, "dir/file")
                 await settled()
-                assert listed(service) == ["dir"]
+                assert service.listed() == ["dir"]
                 answer.set()
         await settled()
-        assert listed(service) == [""]
+        assert service.listed() == [""]
 
 
 async def test_whoever_comes_to_the_directory_waits_for_that(service: Service) -> None:
@@ -72,36 +61,36 @@ async def test_whoever_comes_to_the_directory_waits_for_that(service: Service) -
         async with trio.open_nursery() as nursery:
             nursery.start_soon(host.node, "dir/file")
             await settled()
-            listed(service)
+            service.listed()
             answer.set()
         assert await host.entries("dir") == ["file"]
-        assert listed(service) == ["dir"]
+        assert service.listed() == ["dir"]
 
 
 async def test_there_is_one_guess_at_a_time(service: Service) -> None:
     async with service.host(ttl=3600) as host:
-        listed(service)
+        service.listed()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(host.node, "dir")
             nursery.start_soon(host.node, "other")
         await settled()
-        assert len(listed(service)) == 2, "the root, and one of them"
+        assert len(service.listed()) == 2, "the root, and one of them"
 
 
 async def test_a_name_with_a_dot_is_taken_for_a_file(service: Service) -> None:
     async with service.host(ttl=3600) as host:
-        listed(service)
+        service.listed()
         await host.node("dotted.d")
         await settled()
-        assert listed(service) == [""]
+        assert service.listed() == [""]
 
 
 async def test_what_is_asked_anew_each_time_is_not_asked_early(service: Service) -> None:
     async with service.host(ttl=0) as host:
-        listed(service)
+        service.listed()
         await host.node("dir")
         await settled()
-        assert listed(service) == ["", "dir"], "the second asks whether there is such a directory"
+        assert service.listed() == ["", "dir"], "the second asks whether there is such a directory"
 
 
 @pytest.mark.parametrize("name", ["plain", "nothing"])
@@ -109,11 +98,11 @@ async def test_after_a_guess_in_vain_there_is_none_for_a_while(
     service: Service, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def look_up(path: str) -> list[str]:
-        listed(service)
+        service.listed()
         with suppress(PosixError):
             await host.node(path)
         await settled()
-        return sorted(listed(service))
+        return sorted(service.listed())
 
     async with service.host(ttl=3600) as host:
         assert await look_up(name) == ["", name]

@@ -26,14 +26,8 @@ def service(azurite: Azurite, container: str, tmp_path: Path) -> Service:
 
 
 def listed(service: Service) -> list[str]:
-    """The directories that the service was asked for since the last call, in order."""
-    asked = [
-        request.query.get("prefix", "").rstrip("/")
-        for request in service.azurite.requests()
-        if request.query.get("comp") == "list"
-    ]
-    service.azurite.reset_requests()
-    return sorted(filter(None, asked))
+    """The directories, but for the root, that were listed since the last call."""
+    return sorted(filter(None, service.listed()))
 
 
 async def walk(host: Host, directories: Sequence[str]) -> None:
