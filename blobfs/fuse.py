@@ -33,7 +33,7 @@ from blobfs.fs import Caller, Changes, Filesystem, Stream
 from blobfs.inodes import Node
 from blobfs.metrics import Latencies
 from blobfs.names import decode_segment, lookup_segment
-from blobfs.writer import SLOWEST
+from blobfs.writer import SLOWEST_UPLOAD
 
 log = logging.getLogger(__name__)
 
@@ -99,13 +99,13 @@ def _short(self: "Operations", *args: object) -> float:
 
 def _upload(self: "Operations", *args: object) -> float:
     """For what may store a whole file: the time that the largest draft takes on a slow line."""
-    return self._timeout + self._fs.store.pool.largest_draft / SLOWEST
+    return self._timeout + self._fs.store.pool.largest_draft / SLOWEST_UPLOAD
 
 
 def _resize(self: "Operations", inode: int, attr: Any, fields: Any, *args: object) -> float:
     """For setattr, which may store a file of a size that no draft has yet."""
     size = attr.st_size if fields.update_size else 0
-    return max(_upload(self), self._timeout + size / SLOWEST)
+    return max(_upload(self), self._timeout + size / SLOWEST_UPLOAD)
 
 
 def _long(self: "Operations", *args: object) -> float:

@@ -30,8 +30,9 @@ BLOCK = 8 * 1024 * 1024
 UNDER_WAY = 8 * BLOCK
 """Bytes of blocks that are being sent at once, of all files: one with all its `uploads`."""
 
-SLOWEST = 1024 * 1024
-"""Bytes a second that what is under way is given time for: a block shares the line with all."""
+SLOWEST_UPLOAD = 1024 * 1024
+"""Bytes a second that what is being stored is given time for. Blocks that are under way share the
+line, so each has the time of all."""
 
 MAX_BLOCKS = 50_000
 _BLOCKS_PER_SIZE = 5_000
@@ -270,7 +271,7 @@ class Upload:
     async def _put_block(
         self, block_id: str, ciphertext: bytearray, turn: _Turn, scope: trio.CancelScope
     ) -> None:
-        seconds = self._policy.timeout + UNDER_WAY / SLOWEST
+        seconds = self._policy.timeout + UNDER_WAY / SLOWEST_UPLOAD
         try:
             with scope, trio.fail_after(seconds):
                 await self._container.put_block(self.name, block_id, ciphertext)

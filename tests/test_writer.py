@@ -10,7 +10,7 @@ from blobfs.blobs import Container
 from blobfs.errors import Unavailable
 from blobfs.keyring import Keyring
 from blobfs.room import Room
-from blobfs.writer import BLOCK, SLOWEST, UNDER_WAY, Upload, WritePolicy
+from blobfs.writer import BLOCK, SLOWEST_UPLOAD, UNDER_WAY, Upload, WritePolicy
 
 SIZE = 2 * UNDER_WAY
 
@@ -55,7 +55,7 @@ async def write(line: Line) -> Exception | None:
 
 
 async def test_a_long_write_is_stored_over_the_slowest_line(autojump_clock: MockClock) -> None:
-    line = Line(SLOWEST)
+    line = Line(SLOWEST_UPLOAD)
     assert await write(line) is None
     assert line.stored == SIZE // BLOCK
 

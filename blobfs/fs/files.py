@@ -16,7 +16,7 @@ from blobfs.fs.ahead import Ahead
 from blobfs.fs.store import Store
 from blobfs.inodes import Handle, Node
 from blobfs.reader import Reach
-from blobfs.writer import LARGEST_FILE, SINGLE_PUT, SLOWEST
+from blobfs.writer import LARGEST_FILE, SINGLE_PUT, SLOWEST_UPLOAD
 
 log = logging.getLogger(__name__)
 
@@ -331,7 +331,7 @@ class Files:
     async def _retry(self, node: Node) -> None:
         if node.draft is None or not self._is_left(node):
             return
-        with trio.move_on_after(RETRY_TIME + node.draft.size / SLOWEST):
+        with trio.move_on_after(RETRY_TIME + node.draft.size / SLOWEST_UPLOAD):
             await self._commit_at_last(node)
         if node.writers:
             return  # whose close stores it
@@ -346,7 +346,7 @@ class Files:
         """
         nodes = [node for node in self._inodes if self._is_unsaved(node)]
         size = sum(node.draft.size for node in nodes if node.draft is not None)
-        with trio.move_on_after(DRAIN_TIME + size / SLOWEST):
+        with trio.move_on_after(DRAIN_TIME + size / SLOWEST_UPLOAD):
             await self._each(nodes, self._commit_at_last)
         await self._each(nodes, self._keep_at_last)
         with trio.move_on_after(DRAIN_TIME):
