@@ -400,7 +400,9 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
         node = self._fs.inodes.get(inode)
         try:
-            number, keep = await self._fs.files.open(node, flags, privileged=ctx.uid == 0)
+            number, keep = await self._fs.files.open(
+                node, flags, privileged=ctx.uid == 0, opener=ctx.pid
+            )
         except NotFound as exc:
             # It was there when its name was looked up: O_CREAT makes it anew, after another look.
             raise ConditionFailed(f"{node.path!r} was deleted by someone else") from exc
@@ -419,7 +421,7 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         directory, segment = self._fs.inodes.get(parent), decode_segment(name)
         node = await self._fs.names.create(directory, segment, mode, self._caller(ctx))
-        number = self._fs.files.create(node, flags, privileged=ctx.uid == 0)
+        number = self._fs.files.create(node, flags, privileged=ctx.uid == 0, opener=ctx.pid)
         return pyfuse3.FileInfo(fh=number, keep_cache=True), self._looked_up(node)
 
     @_handler(_short)

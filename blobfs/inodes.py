@@ -203,12 +203,15 @@ class Node:
 class Handle:
     """An open file: what `open` returned a number for."""
 
-    __slots__ = ("commits", "content", "node", "privileged", "reach", "writable")
+    __slots__ = ("commits", "content", "node", "opener", "privileged", "reach", "writable")
 
-    def __init__(self, node: Node, writable: bool, privileged: bool, reach: "Reach") -> None:
+    def __init__(
+        self, node: Node, writable: bool, privileged: bool, opener: int, reach: "Reach"
+    ) -> None:
         self.node = node
         self.writable = writable
         self.privileged = privileged  # opened by root, whose writes leave set-id bits alone
+        self.opener = opener  # the process, or thread, that opened it; 0: nobody that we can see
         self.reach = reach
         self.content: Content | None = None  # the version that this handle reads
         self.commits = node.commits
@@ -302,10 +305,18 @@ class Inodes:
             node.lookups -= count
             self._drop_if_unused(node)
 
-    def open(self, node: Node, *, writable: bool, reach: "Reach", privileged: bool = False) -> int:
+    def open(
+        self,
+        node: Node,
+        *,
+        writable: bool,
+        reach: "Reach",
+        privileged: bool = False,
+        opener: int = 0,
+    ) -> int:
         number = self._next_handle
         self._next_handle += 1
-        self._handles[number] = Handle(node, writable, privileged, reach)
+        self._handles[number] = Handle(node, writable, privileged, opener, reach)
         node.opens += 1
         node.writers += writable
         return number

@@ -6,13 +6,16 @@ import os
 import random
 import socket
 import stat
+import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from azure.storage.blob import BlobClient, ContainerClient
 
+from blobfs.envelope import SEAL_KEY, sealed_size
 from tests.azurite import Azurite
 from tests.mounts import PLAINTEXT_MARKER
 from tests.owner import Place, by_owner, snapshot
@@ -190,6 +193,59 @@ def test_a_closed_copy_of_a_descriptor_leaves_the_other_usable(place: Place) -> 
         os.close(copy)
         os.write(fd, b"through the other")
     assert (place.path / "file").read_bytes() == b"through one, through the other"
+
+
+@by_owner
+def test_a_shell_that_redirects_does_not_empty_what_is_stored(
+    place: Place, azurite: Azurite
+) -> None:
+    """It closes the descriptor that it opened, of which it made a copy for the program."""
+    file, blob = place.path / "file", blob_client(azurite, place, "file")
+    file.write_bytes(b"old")
+    old = blob.get_blob_properties()
+    with subprocess.Popen(
+        ["sh", "-c", 'cat >"$1"', "sh", file],
+        stdin=subprocess.PIPE,
+    ) as shell:
+        assert shell.stdin is not None
+        shell.stdin.write(b"new")
+        shell.stdin.flush()
+        while file.stat().st_size != 3:
+            time.sleep(0.001)
+        assert blob.get_blob_properties().etag == old.etag
+    assert blob.get_blob_properties().etag != old.etag
+
+
+@by_owner
+def test_a_reader_that_closes_stores_nothing_of_a_writers(place: Place, azurite: Azurite) -> None:
+    file, blob = place.path / "file", blob_client(azurite, place, "file")
+    file.write_bytes(b"old")
+    old = blob.get_blob_properties()
+    with opened(file, os.O_WRONLY) as writer:
+        os.write(writer, b"new")
+        assert file.read_bytes() == b"new"
+        assert blob.get_blob_properties().etag == old.etag
+    assert blob.get_blob_properties().etag != old.etag
+
+
+@by_owner
+@pytest.mark.parametrize("name", ["file", "new"])
+@pytest.mark.parametrize("held", [[], ["file", "new", "elsewhere/file", "elsewhere/new"]])
+def test_the_last_close_stores_an_empty_file(
+    place: Place, azurite: Azurite, name: str, held: list[str]
+) -> None:
+    """Whatever files of its name the program has open elsewhere, or for reading."""
+    (place.path / "elsewhere").mkdir()
+    for other in {"file", *held} - {"new"}:
+        (place.path / other).write_bytes(b"something")
+    with ExitStack() as stack:
+        emptied = os.open(place.path / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for other in held:
+            flags = os.O_RDWR if "/" in other else os.O_RDONLY | os.O_CREAT
+            stack.enter_context(opened(place.path / other, flags))
+        os.close(emptied)
+        stored = blob_client(azurite, place, name).get_blob_properties()
+    assert sealed_size(stored.metadata[SEAL_KEY]) == 0
 
 
 @by_owner
