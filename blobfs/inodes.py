@@ -338,10 +338,28 @@ class Inodes:
         """Let the node go if nothing holds it any more."""
         self._drop_if_unused(node)
 
+    def hold(self, node: Node) -> None:
+        """Keep a node that is in use and that the kernel may not know, until `let_go`."""
+        node.lookups += 1
+
+    def let_go(self, node: Node) -> None:
+        node.lookups -= 1
+        self._drop_if_unused(node)
+
+    @contextmanager
+    def used(self, node: Node) -> Iterator[None]:
+        """`hold` it for a block."""
+        self.hold(node)
+        try:
+            yield
+        finally:
+            self.let_go(node)
+
     @contextmanager
     def held(self, node: Node) -> Iterator[None]:
-        """Keep a node that is in use and that the kernel may not know."""
-        node.lookups += 1
+        """`hold` it for a block, after which it stays for whoever tells the kernel of it before the
+        next await."""
+        self.hold(node)
         try:
             yield
         finally:

@@ -22,7 +22,7 @@ from blobfs.fs import Changes
 from blobfs.inodes import Node
 from blobfs.recovery import attempt_mark, read_description
 from tests.azurite import Azurite
-from tests.bare_host import CALLER, KIB, Service, operation
+from tests.bare_host import CALLER, KIB, Service, Wanted, listing_of, operation
 from tests.mounts import PLAINTEXT_MARKER, mounted
 
 
@@ -240,6 +240,48 @@ async def test_a_directory_rename_does_not_hide_a_conflict(service: Service) -> 
         assert await others.read("new/file") == b"theirs"
         (aside,) = [name for name in await others.entries("new") if name != "file"]
         assert await others.read(f"new/{aside}") == b"ours"
+
+
+@pytest.mark.parametrize(
+    ("call", "waits_for", "left"),
+    [
+        ("rename a file over it", operation("PUT", "/file"), ["file"]),
+        ("rename a directory over it", listing_of("dir"), ["dir"]),
+        ("unlink", operation("DELETE", "/file"), []),
+        ("rmdir", listing_of("dir"), []),
+    ],
+)
+async def test_what_the_kernel_has_not_looked_up_is_kept_while_a_call_uses_it(
+    service: Service, call: str, waits_for: Wanted, left: list[str]
+) -> None:
+    """Others have made it just now, and a listing that has no place for it lets it go."""
+    async with service.host(ttl=3600) as ours, service.host() as others:
+        root, names, tree = ours.fs.inodes.root, ours.fs.names, ours.fs.tree
+        calls = {
+            "rename a file over it": lambda: names.rename(root, "old file", root, "file", 0),
+            "rename a directory over it": lambda: names.rename(root, "old dir", root, "dir", 0),
+            "unlink": lambda: names.unlink(root, "file"),
+            "rmdir": lambda: names.rmdir(root, "dir"),
+        }
+        if call == "rename a file over it":
+            await ours.write("old file", b"old")
+        elif call == "rename a directory over it":
+            await ours.mkdir("old dir")
+        else:
+            assert await ours.entries() == []
+        ours.store.listings.drop(root)
+        await (others.mkdir("dir") if "dir" in call else others.write("file", b"new"))
+        answer = trio.Event()
+        with ours.faults.delayed(waits_for, answer):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(calls[call])
+                await ours.faults.met.wait()
+                stream = tree.open_directory(root)
+                for _, node, _ in await tree.entries(stream, 0):
+                    ours.fs.inodes.release(node)
+                tree.close_directory(stream)
+                answer.set()
+        assert await ours.entries() == left
 
 
 async def test_a_file_hidden_by_a_directory_of_its_name_outlives_the_directory(

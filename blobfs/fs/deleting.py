@@ -109,7 +109,7 @@ class Deletions:
             return False
         streak.add(name)
         self._under_way[blob] = trio.Event()
-        directory.lookups += 1  # not to be let go meanwhile
+        self._nodes.inodes.hold(directory)
         self._nursery.start_soon(self._run, directory, streak, name, blob, work)
         return True
 
@@ -134,7 +134,7 @@ class Deletions:
             self._failed(directory, streak, name, root_cause(exc))
         finally:
             self._under_way.pop(blob).set()
-            self._let_go(directory)
+            self._nodes.inodes.let_go(directory)
 
     def _failed(self, directory: Node, streak: Streak, name: str, failure: BaseException) -> None:
         known = isinstance(failure, BlobfsError)
@@ -143,14 +143,10 @@ class Deletions:
         if not isinstance(failure, Exception) or errno_of(failure) in _RETRIED:
             failure = PosixError(errno.EIO, f"{path!r} was not deleted: {failure}")
         if streak.failure is None:
-            directory.lookups += 1
+            self._nodes.inodes.hold(directory)
         streak.length, streak.failure, streak.failed = 0, failure, name
         streak.names.clear()
         self._nodes.listings.spoil(directory)
-
-    def _let_go(self, directory: Node) -> None:
-        directory.lookups -= 1
-        self._nodes.inodes.release(directory)
 
     async def settle(
         self, directory: Node, name: str | None = None, *, below: bool = False
@@ -176,7 +172,7 @@ class Deletions:
         streak = _streak_in(directory)
         if streak is not None and streak.failure is not None and name in (None, streak.failed):
             failure, streak.failure = streak.failure, None
-            self._let_go(directory)
+            self._nodes.inodes.let_go(directory)
             raise failure
 
     async def finish(self, directory: Node) -> None:

@@ -8,6 +8,7 @@ nothing is deleted before everything is copied, and a failure takes the copies b
 import errno
 import math
 import stat
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -169,10 +170,11 @@ class Namespace:
         if node.is_directory:
             raise PosixError(errno.EISDIR)
         self._store.writable(node)
-        if node.info is not None:
-            await self._store.ensure_marker(parent)
-        async with self._store.locked(node):
-            await self._remove(node)
+        with self._inodes.used(node):
+            if node.info is not None:
+                await self._store.ensure_marker(parent)
+            async with self._store.locked(node):
+                await self._remove(node)
         self._touch(parent)
 
     async def _remove(self, node: Node) -> None:
@@ -199,15 +201,16 @@ class Namespace:
         store = self._store
         store.writable(node)
         store.deletions.check(parent)
-        slash_marker = await self._tree.check_empty(node)
-        await store.ensure_marker(parent)
-        async with store.locked(node):
-            container = store.volume(node).container
-            for marker in (slash_marker, node.info):
-                if marker is not None:
-                    await store.delete(container, marker.name, marker.etag)
-            store.listings.drop(node)
-            store.unlink(node)
+        with self._inodes.used(node):
+            slash_marker = await self._tree.check_empty(node)
+            await store.ensure_marker(parent)
+            async with store.locked(node):
+                container = store.volume(node).container
+                for marker in (slash_marker, node.info):
+                    if marker is not None:
+                        await store.delete(container, marker.name, marker.etag)
+                store.listings.drop(node)
+                store.unlink(node)
         self._touch(parent)
 
     # Renaming
@@ -235,14 +238,27 @@ class Namespace:
         flags: int,
         scope: trio.CancelScope,
     ) -> None:
-        store = self._store
-        store.deletions.check(old_parent)
+        self._store.deletions.check(old_parent)
         node = await self._tree.lookup(old_parent, old_name)
-        target = await self._target(new_parent, new_name)
-        if target is not None and flags & RENAME_NOREPLACE:
-            raise PosixError(errno.EEXIST)
-        if node is target:
-            return
+        with self._inodes.used(node), ExitStack() as used:
+            target = await self._target(new_parent, new_name)
+            if target is not None:
+                if flags & RENAME_NOREPLACE:
+                    raise PosixError(errno.EEXIST)
+                used.enter_context(self._inodes.used(target))
+            if target is not node:
+                await self._rename_found(node, target, old_parent, new_parent, new_name, scope)
+
+    async def _rename_found(
+        self,
+        node: Node,
+        target: Node | None,
+        old_parent: Node,
+        new_parent: Node,
+        new_name: str,
+        scope: trio.CancelScope,
+    ) -> None:
+        store = self._store
         self._check_rename(node, target, new_parent)
         check_blob_name(store.blob_name(new_parent, new_name))
         if target is not None and target.is_directory and not is_resumable(store, node, target):

@@ -277,14 +277,12 @@ class Nodes:
             return
         info = node.info
         assert info is not None
-        node.lookups += 1  # not to be let go meanwhile by those who have no use for it
         try:
-            size = await self.reader.exact_size(lambda: self.locate(node), info, node.kind)
+            with self.inodes.held(node):
+                size = await self.reader.exact_size(lambda: self.locate(node), info, node.kind)
         except (ContentError, NotFound, ConditionFailed) as exc:
             self.log_once(logging.WARNING, f"{info.name!r} is listed with its stored size: {exc}")
             size = info.size
-        finally:
-            node.lookups -= 1
         if node.info is info:
             node.plain_size = size
 

@@ -276,7 +276,7 @@ class Tree:
             await self._load(directory)
 
     def _start_ahead(self, directory: Node, work: Callable[[], Awaitable[None]]) -> None:
-        directory.lookups += 1  # not to be let go meanwhile
+        self._inodes.hold(directory)
         self._store.nursery.start_soon(self._list_by, directory, work)
 
     async def _list_by(self, directory: Node, work: Callable[[], Awaitable[None]]) -> None:
@@ -289,8 +289,7 @@ class Tree:
         except Exception:  # nobody waits for it, and it must not end the mount
             log.exception("%s: a bug in blobfs", directory.path)
         finally:
-            directory.lookups -= 1
-            self._inodes.release(directory)
+            self._inodes.let_go(directory)
 
     async def _probe(self, parent: Node, name: str) -> Node:
         """Ask for one name: a blob, or anything below it."""
