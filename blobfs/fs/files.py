@@ -233,7 +233,8 @@ class Files:
         if not handle.writable:
             return node.writers > 0
         is_empty = node.draft is not None and node.draft.dirty and not node.draft.size
-        return is_empty and can_write(handle.opener, node.ino, node.name)
+        # of one writer alone: what its opener has is a copy of this descriptor, and no other
+        return is_empty and node.writers == 1 and can_write(handle.opener, node.ino, node.name)
 
     async def fsync(self, number: int) -> None:
         node = self._inodes.handle(number).node
