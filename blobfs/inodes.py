@@ -370,6 +370,7 @@ class Inodes:
             node.ino != ROOT_INO
             and node.ino in self._nodes
             and node.draft is None
+            and not node.hidden
             and not (node.lookups or node.opens or node.children or node.is_local)
             and (node.volume is None or node.parent is None)
         ):

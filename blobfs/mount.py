@@ -65,8 +65,9 @@ EXIT_USAGE = 1
 EXIT_FAILURE = 32
 """mount(8)'s exit statuses."""
 
-DRAIN_TIME = 300.0
-"""Seconds for storing, at the end of a mount, what closes have not stored."""
+LAST_CHANGES_TIME = 300.0
+"""Seconds, at the end of a mount, for attributes that are not stored yet and deletions under way.
+What closes have not stored has as long as it takes."""
 
 READ_AHEAD_KIB = 1024
 """The kernel's largest FUSE read; without it, it asks for 128 KiB at a time."""
@@ -232,8 +233,7 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
         finally:
             service.stopping()
             end.let_go()
-            with trio.move_on_after(DRAIN_TIME, shield=True):
-                await _drain(fs, unmounted=unmounted)
+            await _drain(fs, unmounted=unmounted)
             pyfuse3.close(unmount=True)
         nursery.cancel_scope.cancel()
     spool.close()
@@ -447,5 +447,6 @@ async def _drain(fs: Filesystem, *, unmounted: bool) -> None:
         # Ours or the kernel's: an unmount does not wait for releases of files closed just before.
         log.info("leaked handles: %d", fs.inodes.open_handles)
     await fs.files.drain()
-    await fs.store.save_overdue(0)
-    await fs.store.deletions.drain()
+    with trio.move_on_after(LAST_CHANGES_TIME, shield=True):
+        await fs.store.save_overdue(0)
+        await fs.store.deletions.drain()

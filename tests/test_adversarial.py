@@ -22,7 +22,7 @@ from blobfs.fs import Changes
 from blobfs.inodes import Node
 from blobfs.recovery import attempt_mark, read_description
 from tests.azurite import Azurite
-from tests.bare_host import CALLER, KIB, Service, Wanted, listing_of, operation
+from tests.bare_host import CALLER, KIB, Host, Service, Wanted, listing_of, operation
 from tests.mounts import PLAINTEXT_MARKER, mounted
 
 
@@ -41,6 +41,11 @@ def failing(*codes: int) -> Iterator[None]:
         raised = exc
     assert raised is not None, "it did not fail"
     assert errno_of(raised) in codes, repr(raised)
+
+
+async def no_room(*args: object, **kwargs: object) -> Path:
+    """In the place of `keep_for_recovery`."""
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 # --- unlinked and replaced files -----------------------------------------------------------
@@ -397,6 +402,76 @@ async def test_a_release_that_takes_too_long_still_keeps_the_bytes(service: Serv
         with host.faults.stalled(), trio.move_on_after(0.3):
             await host.fs.files.release(handle)
         assert len(host.recovery_files()) == 1
+
+
+async def release_in_vain(host: Host, handle: int) -> None:
+    """Somebody has the file's lock until there is no time left."""
+    node = host.fs.inodes.handle(handle).node
+    async with host.store.locked(node), trio.open_nursery() as nursery:
+        nursery.start_soon(host.fs.files.release, handle)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_release_without_time_for_the_files_lock_leaves_no_old_version_behind(
+    service: Service,
+) -> None:
+    async with service.host() as ours, service.host() as others:
+        handle = await ours.create("file", b"ours")
+        await ours.fs.files.flush(handle)
+        await release_in_vain(ours, handle)
+        theirs = await others.open("file", os.O_WRONLY | os.O_TRUNC)
+        await others.fs.files.write(theirs, 0, b"theirs")
+        await others.close(theirs)
+        await ours.fs.files.retry()
+        assert await ours.read("file") == b"theirs"
+
+
+async def test_a_release_without_time_for_the_files_lock_leaves_nothing_hidden(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        await host.write("file", b"content")
+        handle = await host.open("file")
+        node = await host.node("file")
+        await host.unlink("file")
+        await release_in_vain(host, handle)
+        host.fs.inodes.forget(node.ino, node.lookups)
+        assert service.names()
+        await host.fs.files.retry()
+        assert not service.names()
+        with failing(errno.ESTALE):
+            host.fs.inodes.get(node.ino)
+
+
+async def test_a_truncate_that_fails_loses_nothing_that_a_close_has_left(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with service.host() as host:
+        monkeypatch.setattr("blobfs.fs.commit.keep_for_recovery", no_room)
+        handle = await host.create("file", b"neither stored nor kept")
+        with host.faults.unreachable():
+            with failing(errno.EIO):
+                await host.close(handle)
+            with failing(errno.EIO):
+                await host.fs.metadata.set(
+                    await host.node("file"), Changes(size=0), by_handle=False
+                )
+        await host.fs.files.retry()
+    async with service.host() as other:
+        assert await other.read("file") == b"neither stored nor kept"
+
+
+async def test_the_end_of_a_mount_keeps_what_it_has_no_time_to_store(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blobfs.fs.files.DRAIN_TIME", 0.5)
+    async with service.host() as host:
+        for number in range(3):
+            await host.create(f"file-{number}", b"new")
+        with host.faults.stalled(), trio.move_on_after(0.1):
+            await host.fs.files.drain()
+        assert len(host.recovery_files()) == 3
 
 
 async def test_what_cannot_be_stored_at_the_end_of_a_mount_is_kept_file_by_file(

@@ -28,8 +28,7 @@ SLOWEST_DISK = 20 * 1024 * 1024
 """Bytes a second that a recovery file is given time for."""
 
 DRAIN_TIME = 30.0
-"""Seconds, and those that the bytes take, until files become recovery files as the mount ends:
-systemd ends a service within 90."""
+"""Seconds, and those that the bytes take, until files become recovery files as the mount ends."""
 
 RETRY_TIME = 10.0
 """Seconds, and those that the bytes take, for one more attempt to store what a last close could
@@ -202,6 +201,8 @@ class Files:
         Without a handle there will be no flush, so it is stored now, or has not happened.
         `privileged` is as in `open`.
         """
+        if not by_handle and not node.writers:
+            await self.commit(node)  # what a last close could not store: see `retry`
         await self._truncate(node, size, privileged)
         if not by_handle:
             try:
@@ -274,17 +275,18 @@ class Files:
         """The last reference to a handle is gone. Raises nothing of ours: nobody would hear it.
 
         Dirty data at this point was written through a mapping after close, or its flush failed.
+        What there is no time for is left to `retry`.
         """
         handle = self._inodes.close(number)
         node = handle.node
+        if not node.opens:
+            node.content = None
         try:
             async with self._store.locked(node):
                 if not node.writers:
                     await self._last_writer_gone(node)
-                if not node.opens:
-                    node.content = None
-                    if node.hidden:
-                        await self._delete_hidden(node)
+                if node.hidden and not node.opens:
+                    await self._delete_hidden(node)
         finally:
             self._inodes.release(node)
 
@@ -343,17 +345,22 @@ class Files:
         node.info = None
 
     async def retry(self) -> None:
-        """Store or keep what a last close could do neither with: its disk was full, say."""
+        """Store or keep what a last close could do neither with: its disk was full, or something
+        had the file's lock for longer than it could wait."""
         await self._each([node for node in self._inodes if self._is_left(node)], self._retry)
 
     def _is_left(self, node: Node) -> bool:
-        return node.draft is not None and node.draft.dirty and not node.writers
+        draft_left = node.draft is not None and not node.writers
+        return draft_left or (node.hidden != "" and not node.opens)
 
     async def _retry(self, node: Node) -> None:
-        if node.draft is None or not self._is_left(node):
+        if not self._is_left(node):
             return
-        with trio.move_on_after(RETRY_TIME + node.draft.size / SLOWEST_UPLOAD):
+        size = 0 if node.draft is None else node.draft.size
+        with trio.move_on_after(RETRY_TIME + size / SLOWEST_UPLOAD):
             await self._commit_at_last(node)
+            if node.hidden and not node.opens:
+                await self._delete_hidden(node)
         if node.writers:
             return  # whose close stores it
         if not self._is_unsaved(node) or await self._keep(node, "close failed"):
@@ -361,17 +368,19 @@ class Files:
             self._inodes.release(node)
 
     async def drain(self) -> None:
-        """Before the mount ends: store everything that is dirty, or keep it for recovery.
+        """Before the mount ends: store everything that is dirty, or keep it for recovery. Shielded.
 
         One file's failure, or a service that does not answer, costs no other file its turn.
         """
         nodes = [node for node in self._inodes if self._is_unsaved(node)]
         size = sum(node.draft.size for node in nodes if node.draft is not None)
-        with trio.move_on_after(DRAIN_TIME + size / SLOWEST_UPLOAD):
-            await self._each(nodes, self._commit_at_last)
-        await self._each(nodes, self._keep_at_last)
-        with trio.move_on_after(DRAIN_TIME):
-            await self._each([node for node in self._inodes if node.hidden], self._delete_hidden)
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(DRAIN_TIME + size / SLOWEST_UPLOAD):
+                await self._each(nodes, self._commit_at_last)
+            await self._each(nodes, self._keep_at_last)
+            with trio.move_on_after(DRAIN_TIME):
+                hidden = [node for node in self._inodes if node.hidden]
+                await self._each(hidden, self._delete_hidden)
 
     async def _keep_at_last(self, node: Node) -> None:
         if self._is_unsaved(node) and not await self._keep(node, "the mount ended"):
