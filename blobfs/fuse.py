@@ -7,6 +7,7 @@ a deadline. And whatever but a bare FUSEError leaves a handler ends the mount, s
 import errno
 import functools
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -109,8 +110,8 @@ def _resize(self: "Operations", inode: int, attr: Any, fields: Any, *args: objec
 
 
 def _long(self: "Operations", *args: object) -> float:
-    """For a rename, which may be of a directory with any number of files."""
-    return max(3600.0, self._timeout)
+    """For a rename, which has deadlines of its own: a directory may have any number of files."""
+    return math.inf
 
 
 class Operations(pyfuse3.Operations):
@@ -400,9 +401,7 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
         node = self._fs.inodes.get(inode)
         try:
-            number, keep = await self._fs.files.open(
-                node, flags, privileged=ctx.uid == 0, opener=ctx.pid
-            )
+            number, keep = await self._fs.files.open(node, flags, privileged=ctx.uid == 0)
         except NotFound as exc:
             # It was there when its name was looked up: O_CREAT makes it anew, after another look.
             raise ConditionFailed(f"{node.path!r} was deleted by someone else") from exc
@@ -421,7 +420,7 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         directory, segment = self._fs.inodes.get(parent), decode_segment(name)
         node = await self._fs.names.create(directory, segment, mode, self._caller(ctx))
-        number = self._fs.files.create(node, flags, privileged=ctx.uid == 0, opener=ctx.pid)
+        number = self._fs.files.create(node, flags, privileged=ctx.uid == 0)
         return pyfuse3.FileInfo(fh=number, keep_cache=True), self._looked_up(node)
 
     @_handler(_short)

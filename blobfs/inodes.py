@@ -66,6 +66,7 @@ class Node:
     # memory in them (150 bytes).
     lock: Lock | None = None
     committed_at = float("-inf")
+    tags_until: float | None = None  # how long `info`'s tags and tier hold; None: `fresh_until`
     writers = 0
     unsaved = False
     unsaved_since = 0.0
@@ -203,15 +204,12 @@ class Node:
 class Handle:
     """An open file: what `open` returned a number for."""
 
-    __slots__ = ("commits", "content", "node", "opener", "privileged", "reach", "writable")
+    __slots__ = ("commits", "content", "node", "privileged", "reach", "writable")
 
-    def __init__(
-        self, node: Node, writable: bool, privileged: bool, opener: int, reach: "Reach"
-    ) -> None:
+    def __init__(self, node: Node, writable: bool, privileged: bool, reach: "Reach") -> None:
         self.node = node
         self.writable = writable
         self.privileged = privileged  # opened by root, whose writes leave set-id bits alone
-        self.opener = opener  # the process, or thread, that opened it; 0: nobody that we can see
         self.reach = reach
         self.content: Content | None = None  # the version that this handle reads
         self.commits = node.commits
@@ -290,14 +288,6 @@ class Inodes:
         self._link(node, parent, name)
         self._drop_if_unused(old)
 
-    def swap(self, one: Node, other: Node) -> None:
-        """Exchange the places of two nodes."""
-        assert one.parent is not None
-        assert other.parent is not None
-        place = one.parent, one.name
-        self._link(one, other.parent, other.name)
-        self._link(other, *place)
-
     def forget(self, ino: int, count: int) -> None:
         node = self._nodes.get(ino)
         if node is not None:
@@ -305,18 +295,10 @@ class Inodes:
             node.lookups -= count
             self._drop_if_unused(node)
 
-    def open(
-        self,
-        node: Node,
-        *,
-        writable: bool,
-        reach: "Reach",
-        privileged: bool = False,
-        opener: int = 0,
-    ) -> int:
+    def open(self, node: Node, *, writable: bool, reach: "Reach", privileged: bool = False) -> int:
         number = self._next_handle
         self._next_handle += 1
-        self._handles[number] = Handle(node, writable, privileged, opener, reach)
+        self._handles[number] = Handle(node, writable, privileged, reach)
         node.opens += 1
         node.writers += writable
         return number

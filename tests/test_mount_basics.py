@@ -6,8 +6,6 @@ import os
 import random
 import socket
 import stat
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +13,6 @@ from pathlib import Path
 import pytest
 from azure.storage.blob import BlobClient, ContainerClient
 
-from blobfs.envelope import SEAL_KEY, sealed_size
 from tests.azurite import Azurite
 from tests.mounts import PLAINTEXT_MARKER
 from tests.owner import Place, by_owner, snapshot
@@ -196,27 +193,6 @@ def test_a_closed_copy_of_a_descriptor_leaves_the_other_usable(place: Place) -> 
 
 
 @by_owner
-def test_a_shell_that_redirects_does_not_empty_what_is_stored(
-    place: Place, azurite: Azurite
-) -> None:
-    """It closes the descriptor that it opened, of which it made a copy for the program."""
-    file, blob = place.path / "file", blob_client(azurite, place, "file")
-    file.write_bytes(b"old")
-    old = blob.get_blob_properties()
-    with subprocess.Popen(
-        ["sh", "-c", 'cat >"$1"', "sh", file],
-        stdin=subprocess.PIPE,
-    ) as shell:
-        assert shell.stdin is not None
-        shell.stdin.write(b"new")
-        shell.stdin.flush()
-        while file.stat().st_size != 3:
-            time.sleep(0.001)
-        assert blob.get_blob_properties().etag == old.etag
-    assert blob.get_blob_properties().etag != old.etag
-
-
-@by_owner
 def test_a_reader_that_closes_stores_nothing_of_a_writers(place: Place, azurite: Azurite) -> None:
     file, blob = place.path / "file", blob_client(azurite, place, "file")
     file.write_bytes(b"old")
@@ -226,30 +202,6 @@ def test_a_reader_that_closes_stores_nothing_of_a_writers(place: Place, azurite:
         assert file.read_bytes() == b"new"
         assert blob.get_blob_properties().etag == old.etag
     assert blob.get_blob_properties().etag != old.etag
-
-
-@by_owner
-@pytest.mark.parametrize("name", ["file", "new"])
-@pytest.mark.parametrize(
-    ("other", "flags"),
-    [
-        ("", os.O_RDONLY),
-        ("", os.O_WRONLY),
-        ("elsewhere", os.O_WRONLY),
-    ],
-)
-def test_the_close_of_an_empty_file_stores_it(
-    place: Place, azurite: Azurite, name: str, other: str, flags: int
-) -> None:
-    """Whatever else its program has open: what was opened by itself is no copy."""
-    (place.path / "elsewhere").mkdir()
-    for there in ("file", "elsewhere/file", "elsewhere/new"):
-        (place.path / there).write_bytes(b"something")
-    emptied = os.open(place.path / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    with opened(place.path / other / name, flags):
-        os.close(emptied)
-        stored = blob_client(azurite, place, name).get_blob_properties()
-    assert sealed_size(stored.metadata[SEAL_KEY]) == 0
 
 
 @by_owner

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Iterable
 import trio
 
 from blobfs.attributes import Kind
-from blobfs.descriptors import can_write
 from blobfs.draft import Draft
 from blobfs.errors import BlobfsError, ConditionFailed, PosixError
 from blobfs.fs import commit as commits
@@ -42,13 +41,10 @@ class Files:
         self._inodes = store.inodes
         self._ahead = Ahead(store)
 
-    async def open(
-        self, node: Node, flags: int, *, privileged: bool = False, opener: int = 0
-    ) -> tuple[int, bool]:
+    async def open(self, node: Node, flags: int, *, privileged: bool = False) -> tuple[int, bool]:
         """A handle, and whether the kernel may keep its cached pages of the file.
 
-        `privileged` says that root opens it: then writes do not clear set-id bits. `opener` is the
-        process that opens it, if it is known.
+        `privileged` says that root opens it: then writes do not clear set-id bits.
         `O_TRUNC` arrives here, not in a setattr. Raises PosixError, ServiceError, or ContentError
         when the content may not be served.
         """
@@ -61,9 +57,7 @@ class Files:
         await self._revalidate(node)
         if writable or flags & os.O_TRUNC:
             store.check_rewritable(node)
-        number = self._inodes.open(
-            node, writable=writable, reach=Reach(), privileged=privileged, opener=opener
-        )
+        number = self._inodes.open(node, writable=writable, reach=Reach(), privileged=privileged)
         try:
             if flags & os.O_TRUNC:
                 async with self._store.locked(node):
@@ -96,12 +90,10 @@ class Files:
         if node.vanished:
             raise PosixError(errno.ESTALE, "the name was looked up again since")
 
-    def create(self, node: Node, flags: int, *, privileged: bool = False, opener: int = 0) -> int:
+    def create(self, node: Node, flags: int, *, privileged: bool = False) -> int:
         """A handle on a node that is new: an empty draft, to be stored by the first flush."""
         writable = (flags & os.O_ACCMODE) != os.O_RDONLY
-        return self._inodes.open(
-            node, writable=writable, reach=Reach(), privileged=privileged, opener=opener
-        )
+        return self._inodes.open(node, writable=writable, reach=Reach(), privileged=privileged)
 
     async def store_new(self, node: Node) -> None:
         """Store a file that was made without being opened."""
@@ -221,21 +213,13 @@ class Files:
         self._modified(node, privileged)
 
     async def flush(self, number: int) -> None:
-        """Every close of a descriptor: store what is dirty. Raises what keeps it from being so."""
-        handle = self._inodes.handle(number)
-        if not self._is_left_to_another(handle):
-            await self._settle(handle.node)
+        """Every close of a descriptor: store what is dirty. Raises what keeps it from being so.
 
-    def _is_left_to_another(self, handle: Handle) -> bool:
-        """Whether another close is to store what is dirty: after a reader's, a writer's; and while
-        the file is empty, not that of a copy of which the opener has another. So do shells when
-        they redirect, and what is stored is to stay until there is something in its place."""
-        node = handle.node
-        if not handle.writable:
-            return node.writers > 0
-        is_empty = node.draft is not None and node.draft.dirty and not node.draft.size
-        # of one writer alone: what its opener has is a copy of this descriptor, and no other
-        return is_empty and node.writers == 1 and can_write(handle.opener, node.ino, node.name)
+        A reader's stores nothing while there are writers, whose own closes do.
+        """
+        handle = self._inodes.handle(number)
+        if handle.writable or not handle.node.writers:
+            await self._settle(handle.node)
 
     async def fsync(self, number: int) -> None:
         node = self._inodes.handle(number).node
