@@ -135,12 +135,12 @@ def _run(options: MountOptions, ready: Callable[[], None]) -> int:
         cause = root_cause(exc)
         if not isinstance(cause, BlobfsError | OSError):
             log.critical("a bug in blobfs", exc_info=exc)
-        print(f"blobfs: {_explain(options, cause)}", file=sys.stderr)
+        print(f"blobfs: {_explain(cause)}", file=sys.stderr)
         return EXIT_USAGE if isinstance(cause, UsageError) else EXIT_FAILURE
     return 0
 
 
-def _explain(options: MountOptions, exc: BaseException) -> str:
+def _explain(exc: BaseException) -> str:
     """Why there is no mount, and what to do, in one line."""
     text = redact(str(exc)) or type(exc).__name__
     if isinstance(exc, TokenRefused):

@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import trio
 import trio.testing
 
 from blobfs.draft import PAGE
+from blobfs.envelope import SEAL_KEY
 from blobfs.errors import BlobfsError, errno_of
 from blobfs.fs import Changes
 from blobfs.inodes import Node
@@ -41,6 +43,12 @@ def failing(*codes: int) -> Iterator[None]:
         raised = exc
     assert raised is not None, "it did not fail"
     assert errno_of(raised) in codes, repr(raised)
+
+
+async def overwrite(host: Host, path: str, data: bytes) -> None:
+    handle = await host.open(path, os.O_WRONLY | os.O_TRUNC)
+    await host.fs.files.write(handle, 0, data)
+    await host.close(handle)
 
 
 async def no_room(*args: object, **kwargs: object) -> Path:
@@ -287,6 +295,124 @@ async def test_what_the_kernel_has_not_looked_up_is_kept_while_a_call_uses_it(
                 tree.close_directory(stream)
                 answer.set()
         assert await ours.entries() == left
+
+
+@pytest.mark.parametrize("first", ["the file", "the directory"])
+async def test_a_file_renamed_into_a_directory_that_is_renamed_goes_with_it(
+    service: Service, first: str
+) -> None:
+    async with service.host(ttl=3600) as host:
+        for directory in ("from", "old"):
+            await host.mkdir(directory)
+        await host.write("from/file", b"content")
+        renames = {"the file": ("from/file", "old/file"), "the directory": ("old", "new")}
+        waits_for = {"the file": "old/file", "the directory": "new"}[first]
+        answer = trio.Event()
+        with host.faults.delayed(operation("PUT", waits_for), answer):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(host.rename, *renames.pop(first))
+                await host.faults.met.wait()
+                for second in renames.values():
+                    nursery.start_soon(host.rename, *second)
+                await trio.testing.wait_all_tasks_blocked(0.1)
+                answer.set()
+        (directory,) = set(await host.entries()) - {"from"}
+        assert await host.read(f"{directory}/file") == b"content"
+    assert service.names() == sorted(["from", directory, f"{directory}/file"])
+
+
+async def test_others_may_change_metadata_of_what_is_renamed_unlinked_or_given_a_header(
+    service: Service,
+) -> None:
+    async with service.host(ttl=3600) as ours, service.host() as others:
+        for name in ("renamed", "unlinked", "headed"):
+            await ours.write(name, name.encode())
+        handle = await ours.open("unlinked")
+        for name in ("renamed", "unlinked", "headed"):
+            node = await others.node(name)
+            await others.fs.metadata.set(node, Changes(mode=0o640), by_handle=False)
+            await others.store.save_overdue(0)
+        await ours.rename("renamed", "elsewhere")
+        await ours.unlink("unlinked")
+        headed = await ours.node("headed")
+        await ours.fs.metadata.set_xattr(headed, b"user.azure.cache_control", b"no-cache")
+        assert await ours.read_all(handle) == b"unlinked"
+        await ours.close(handle)
+        for name in ("elsewhere", "headed"):
+            assert (await ours.node(name)).attrs.mode == 0o640
+            assert (await others.node(name)).attrs.mode == 0o640
+        assert await others.read("elsewhere") == b"renamed"
+    headers = service.sdk.get_blob_client("headed").get_blob_properties().content_settings
+    assert headers.cache_control == "no-cache"
+
+
+@pytest.mark.parametrize("call", ["write", "rename"])
+async def test_tags_that_others_set_between_our_writes_stay(service: Service, call: str) -> None:
+    """Our own writes, however often, do not tell what tags there are."""
+    async with service.host(ttl=3600) as host:
+        await host.write("file", b"1")
+        node = await host.node("file")
+        node.fresh_until = 0.0  # long ago
+        await overwrite(host, "file", b"2")
+        service.sdk.get_blob_client("file").set_blob_tags({"kept": "yes"})
+        node.tags_until = 0.0
+        if call == "write":
+            await overwrite(host, "file", b"3")
+        else:
+            await host.rename("file", "renamed")
+    (name,) = service.names()
+    assert service.sdk.get_blob_client(name).get_blob_tags() == {"kept": "yes"}
+
+
+async def test_what_is_marked_as_a_symbolic_link_is_not_read_beyond_what_one_can_have(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        await host.write("link", b"x" * 4096)
+        blob = service.sdk.get_blob_client("link")
+        metadata = blob.get_blob_properties().metadata
+        del metadata[SEAL_KEY]
+        blob.set_blob_metadata({**metadata, "is_symlink": "true"})
+        node = await host.node("link")
+        with failing(errno.EIO):
+            await host.fs.names.readlink(node)
+
+
+async def test_what_one_reader_of_a_directory_has_found_another_does_not_let_go(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with service.host(ttl=3600) as host:
+        for number in range(3):
+            await host.write(f"file-{number}", b"content")
+    async with service.host(ttl=3600) as host:
+        tree, inodes, size_known = host.fs.tree, host.fs.inodes, trio.Event()
+
+        async def exact_size(*args: object) -> int:
+            """As of protocol 1.0, of which it costs a request."""
+            await size_known.wait()
+            return 7
+
+        monkeypatch.setattr(host.store.reader, "known_size", lambda info: None)
+        monkeypatch.setattr(host.store.reader, "exact_size", exact_size)
+        found: list[Node] = []
+
+        async def read(*, is_full: bool) -> None:
+            stream = tree.open_directory(inodes.root)
+            for _, node, _ in await tree.entries(stream, 0):
+                if is_full:
+                    inodes.release(node)
+                else:
+                    node.lookups += 1
+                    found.append(node)
+            tree.close_directory(stream)
+
+        async with trio.open_nursery() as nursery:
+            for is_full in (True, False, True):
+                nursery.start_soon(partial(read, is_full=is_full))
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            size_known.set()
+        assert [inodes.get(node.ino) for node in found] == found
+        assert len(found) == 3
 
 
 async def test_a_file_hidden_by_a_directory_of_its_name_outlives_the_directory(

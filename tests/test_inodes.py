@@ -150,14 +150,6 @@ def test_a_directory_that_a_move_empties_goes_if_nobody_knows_it(inodes: Inodes)
     assert list(inodes.root.children) == ["a"]
 
 
-def test_swapped_nodes_have_each_others_place(inodes: Inodes) -> None:
-    directory = inodes.add(inodes.root, "d", attrs(Kind.DIRECTORY))
-    one, other = inodes.add(inodes.root, "a", attrs()), inodes.add(directory, "b", attrs())
-    inodes.swap(one, other)
-    assert (one.path, other.path) == ("d/b", "a")
-    inodes.check()
-
-
 def test_a_file_has_the_same_number_when_it_is_known_again(inodes: Inodes) -> None:
     numbers = []
     for _ in range(2):
@@ -239,13 +231,6 @@ class Table(RuleBasedStateMachine):
         place = self.free_place(data)
         if place is not None and not place[0].is_within(node):
             self.inodes.move(node, *place)
-
-    @precondition(lambda self: self._any_linked())
-    @rule(data=st.data())
-    def swap(self, data: st.DataObject) -> None:
-        one, other = self.nodes(data, linked=True), self.nodes(data, linked=True)
-        if not one.is_within(other) and not other.is_within(one):
-            self.inodes.swap(one, other)
 
     @invariant()
     def the_table_is_sound(self) -> None:

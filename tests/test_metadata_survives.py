@@ -296,13 +296,18 @@ def test_rclones_mtime_is_read_and_kept_up_to_date(
 
 def test_a_directorys_own_metadata_survives(azurite: Azurite, workshop: tuple[str, Mount]) -> None:
     container, mount = workshop
-    azurite.sdk(container).upload_blob("marked", b"", metadata={**USER, "hdi_isfolder": "true"})
+    sdk = azurite.sdk(container)
+    settings = ContentSettings(cache_control="no-cache")
+    marker = {**USER, "hdi_isfolder": "true"}
+    sdk.upload_blob("marked", b"", metadata=marker, tags=TAGS, content_settings=settings)
     (mount.path / "marked/file").write_bytes(b"inside")
     (mount.path / "marked").chmod(0o700)
     (mount.path / "marked").rename(mount.path / "renamed")
-    metadata = properties(azurite, container, "renamed").metadata
-    assert metadata.items() >= {**USER, "hdi_isfolder": "true"}.items()
-    assert metadata["permissions"] == str(0o040700)
+    renamed = properties(azurite, container, "renamed")
+    assert renamed.metadata.items() >= marker.items()
+    assert renamed.metadata["permissions"] == str(0o040700)
+    assert renamed.content_settings.cache_control == "no-cache"
+    assert sdk.get_blob_client("renamed").get_blob_tags() == TAGS
 
 
 def test_a_symlinks_metadata_survives_a_rename(

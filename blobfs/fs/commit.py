@@ -102,13 +102,7 @@ async def _properties(store: Store, node: Node) -> Properties:
     info = node.info
     if info is None:
         return Properties(store.composed(node), ContentHeaders(), None, None)
-    if not store.is_confirmed(node):
-        # Tags and tier change without a new ETag: ask again before they are written back.
-        container, name = store.locate(node)
-        current = await container.head(name)
-        if current.etag != info.etag:
-            raise ConditionFailed(f"{name!r} was changed by someone else")
-        info = current
+    info = await store.as_stored(node)
     tags, tier = await store.carried(store.volume(node), info)
     return Properties(store.composed(node), info.headers, tags, tier)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from blobfs.attributes import Kind, find_key, value_of
 from blobfs.blobs import BlobInfo
 from blobfs.envelope import BOX_KEY, Box, box_cek, box_encrypt, box_payload, new_cek
-from blobfs.errors import PosixError
+from blobfs.errors import ConditionFailed, PosixError
 from blobfs.fs.files import Files, without_set_id
 from blobfs.fs.store import Store
 from blobfs.inodes import Node
@@ -35,7 +35,6 @@ class Changes:
     gid: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
-    ctime_ns: int | None = None
     privileged: bool = False
 
     @property
@@ -253,7 +252,16 @@ class Metadata:
         self._store.wrote(node, replace(info, tag_count=len(tags)))
 
     async def _set_header(self, node: Node, key: str, value: str) -> None:
-        info = await self._stored(node)
+        await self._stored(node)
+        try:
+            await self._replace_header(node, key, value)
+        except ConditionFailed:
+            await self._store.catch_up(node)
+            await self._replace_header(node, key, value)
+
+    async def _replace_header(self, node: Node, key: str, value: str) -> None:
+        info = node.info
+        assert info is not None
         headers = replace(info.headers, **{key: value})
         container = self._store.volume(node).container
         version = await container.set_headers(

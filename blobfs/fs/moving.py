@@ -27,7 +27,7 @@ from blobfs.names import check_blob_name
 log = logging.getLogger(__name__)
 
 CLEAN_UP_TIME = 300.0
-"""Seconds that undoing a failed rename may take."""
+"""Seconds, and one for each blob, that undoing a failed rename may take."""
 
 ITEM_TIME = 600.0
 """Seconds that one blob of a directory may take."""
@@ -107,8 +107,10 @@ async def move_directory(
 
 
 async def _settle_below(store: Store, directory: Node) -> None:
-    """Wait for the writes and deletions under way below the directory, and store what they left
-    unsaved."""
+    """Wait for the writes, renames and deletions under way below the directory, and store what
+    they left unsaved."""
+    async with store.inodes.lock(directory):
+        pass  # what was being renamed into it
     for node in _below(store, directory):
         async with store.inodes.lock(node):
             await store.save(node)
@@ -159,24 +161,41 @@ async def _for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]]) ->
 
 
 async def _announce(move: _Move, target: Node | None) -> BlobInfo:
-    """The target's marker, with the directory's attributes and the name that fills it."""
-    metadata = move.store.composed(move.node)
+    """The target's marker, with all that the directory's has and the name that fills it."""
+    store, node = move.store, move.node
+    headers, tags, tier = ContentHeaders(), None, None
+    if node.info is not None:
+        try:
+            await store.as_stored(node)
+        except (ConditionFailed, NotFound):
+            await store.catch_up(node)
+    if node.info is not None:
+        headers = node.info.headers
+        tags, tier = await store.carried(store.volume(node), node.info)
+    metadata = store.composed(node)
     put_key(metadata, INTENT_KEY, quote(move.old))
     existing = None if target is None else target.info
-    if existing is not None and existing.name == move.new:
-        version = await move.container.set_metadata(move.new, metadata, if_match=existing.etag)
-    else:
-        version = await move.container.put(
-            move.new,
-            b"",
-            metadata=metadata,
-            headers=ContentHeaders(),
-            tags=None,
-            tier=None,
-            if_none_match=True,
-        )
+    replaced = existing if existing is not None and existing.name == move.new else None
+    version = await move.container.put(
+        move.new,
+        b"",
+        metadata=metadata,
+        headers=headers,
+        tags=tags,
+        tier=tier,
+        if_match=None if replaced is None else replaced.etag,
+        if_none_match=replaced is None,
+    )
     return BlobInfo(
-        move.new, version.etag, 0, version.last_modified_ns, "BlockBlob", metadata=metadata
+        move.new,
+        version.etag,
+        0,
+        version.last_modified_ns,
+        "BlockBlob",
+        headers,
+        metadata,
+        tier=tier or "",
+        tag_count=len(tags or ()),
     )
 
 
@@ -278,7 +297,7 @@ async def _undo(move: _Move, marker: BlobInfo, target: Node | None) -> None:
             complete = False
             log.error("a rename failed, and %r stays so: %s", _moved_name(move, info), exc)
 
-    with trio.move_on_after(CLEAN_UP_TIME, shield=True) as scope:
+    with trio.move_on_after(CLEAN_UP_TIME + len(move.begun), shield=True) as scope:
         await _for_each([x for x in move.sources if x.name in move.begun], restore)
         if complete and target is None:
             await move.store.delete(move.container, marker.name, marker.etag)

@@ -16,7 +16,7 @@ import trio
 
 from blobfs.attributes import Attributes, Kind
 from blobfs.blobs import BlobInfo, Container, ContentHeaders
-from blobfs.errors import BlobfsError, ConditionFailed, NotFound, PosixError, Unavailable
+from blobfs.errors import BlobfsError, ConditionFailed, Corrupt, NotFound, PosixError, Unavailable
 from blobfs.fs.commit import commit
 from blobfs.fs.listing import Listing
 from blobfs.fs.moving import is_resumable, move_directory
@@ -26,6 +26,9 @@ from blobfs.inodes import Node
 from blobfs.names import check_blob_name
 from blobfs.reader import Reach
 from blobfs.writer import Properties
+
+LONGEST_TARGET = 4095
+"""Bytes of a symbolic link's target: PATH_MAX of linux/limits.h, less the zero at its end."""
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -158,6 +161,8 @@ class Namespace:
         if node.target is None:
             store = self._store
             content = await store.content(node)
+            if content.size > LONGEST_TARGET:  # what marks it as a link is anybody's who may write
+                raise Corrupt(f"{node.path!r} is no symbolic link: it has {content.size} bytes")
             node.target = bytes(await store.reader.read(content, Reach(), 0, content.size))
         return node.target
 
@@ -307,14 +312,14 @@ class Namespace:
         self, node: Node, target: Node | None, new_parent: Node, new_name: str
     ) -> None:
         store = self._store
-        async with store.locked(node):
+        # Several nodes' locks: the kernel runs one rename over a directory pair at a time, and
+        # nothing else takes a second lock. The directory's keeps it from being renamed meanwhile.
+        async with store.locked(new_parent), store.locked(node, holding=new_parent):
             if target is None:
                 await self._move_file(node, None, None, new_parent, new_name)
             else:
-                # Two nodes' locks: the kernel runs one rename over a directory pair at a time,
-                # and nothing else takes a second lock.
                 store.check_rewritable(target)
-                async with store.locked(target, holding=node):
+                async with store.locked(target, holding=new_parent):
                     replaced = target.info
                     async with store.hidden(target):
                         await self._move_file(node, target, replaced, new_parent, new_name)
@@ -333,9 +338,8 @@ class Namespace:
         if node.upload is not None:
             node.upload.abandon()  # staged under the old name
             node.upload = None
-        source = node.info
-        moved: BlobInfo | None = None
-        if source is not None:
+        source = moved = None
+        if node.info is not None:
             before = replace(node.attrs), dict(node.overlay)
             moved = await store.copy(
                 node,
@@ -343,6 +347,7 @@ class Namespace:
                 if_match=None if replaced is None else replaced.etag,
                 create=replaced is None,
             )
+            source = node.info
             await self._delete_source(node, source, moved, replaced is None)
             if before == (node.attrs, node.overlay):
                 node.unsaved = False

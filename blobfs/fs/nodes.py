@@ -238,6 +238,8 @@ class Nodes:
         if node.fresh_until > until:
             return  # it has said something since
         node.fresh_until = until
+        if node.tags_until is not None:
+            node.tags_until = None
         packed = entry.info
         if packed is None:
             node.info = None  # a directory whose marker is gone keeps what it was shown with

@@ -100,6 +100,8 @@ class Store(Nodes):
 
     def wrote(self, node: Node, info: BlobInfo) -> None:
         """Our own write made this version."""
+        if node.is_stored and node.tags_until is None:
+            node.tags_until = node.fresh_until  # our own write says nothing of tags and tier
         entry = Entry.of(node.kind, info)
         node.info = entry.info
         if node.parent is not None:
@@ -154,7 +156,7 @@ class Store(Nodes):
             try:
                 await self._store_metadata(node, metadata)
             except (ConditionFailed, NotFound, AlreadyExists):
-                await self._rebase(node)
+                await self.catch_up(node)
                 continue
             if before == (node.attrs, node.overlay):
                 node.unsaved = False
@@ -182,7 +184,7 @@ class Store(Nodes):
         self.wrote(node, info)
         node.is_told = told
 
-    async def _rebase(self, node: Node) -> None:
+    async def catch_up(self, node: Node) -> None:
         """Someone else changed the blob: put our change on top, if the content is the same."""
         container, name = self.locate(node)
         try:
@@ -271,7 +273,7 @@ class Store(Nodes):
                     )
                 except AlreadyExists:
                     with suppress(AlreadyExists):  # a file: the directory goes with its entries
-                        await self._rebase(directory)
+                        await self.catch_up(directory)
 
     async def carried(
         self, volume: Volume, info: BlobInfo
@@ -286,12 +288,35 @@ class Store(Nodes):
             )
         return tags, (info.tier if info.tier and not info.tier_inferred else None)
 
+    async def as_stored(self, node: Node) -> BlobInfo:
+        """The node's blob with the tags and the tier that it has now, which change without a new
+        ETag: for what is to replace it. Raises ConditionFailed when it is another version."""
+        info = node.info
+        assert info is not None
+        until = node.fresh_until if node.tags_until is None else node.tags_until
+        if trio.current_time() < until:
+            return info
+        container, name = self.locate(node)
+        current = await container.head(name)
+        if current.etag != info.etag:
+            raise ConditionFailed(f"{name!r} was changed by someone else")
+        if node.etag == current.etag:
+            node.info, node.tags_until = current, self.fresh_until()
+        return current
+
     async def copy(
         self, node: Node, target: str, *, if_match: str | None = None, create: bool = False
     ) -> BlobInfo:
-        """Copy the node's blob, with unsaved attributes, to another name of its container."""
-        info = node.info
-        assert info is not None
+        """Copy the node's blob, with unsaved attributes, to another name of its container: also
+        when others have changed its metadata."""
+        try:
+            return await self._copy(node, target, if_match, create)
+        except ConditionFailed:
+            await self.catch_up(node)
+            return await self._copy(node, target, if_match, create)
+
+    async def _copy(self, node: Node, target: str, if_match: str | None, create: bool) -> BlobInfo:
+        info = await self.as_stored(node)
         volume = self.volume(node)
         tags, tier = await self.carried(volume, info)
         metadata = self.composed(node) if node.unsaved else None
@@ -351,8 +376,7 @@ class Store(Nodes):
         When that fails the file stays what it was: what is written to it must not end up under
         a name that the last close deletes.
         """
-        info = node.info
-        await self._hide(node)
+        info = await self._hide(node)
         try:
             yield
         except BaseException:
@@ -375,15 +399,18 @@ class Store(Nodes):
         if scope.cancelled_caught:
             log.error("%s, of an open file, is left behind: no answer", name)
 
-    async def _hide(self, node: Node) -> None:
+    async def _hide(self, node: Node) -> BlobInfo | None:
+        """The blob that the node had until then."""
         if node.info is None or not node.opens:
-            return
+            return node.info
         volume = self.volume(node)
         hidden = join([volume.prefix, HIDDEN_PREFIX + secrets.token_hex(12)])
-        info = await self.copy(node, hidden, create=True)
-        node.hidden, node.info = hidden, info
+        copied = await self.copy(node, hidden, create=True)
+        info = node.info
+        node.hidden, node.info = hidden, copied
         if node.content is not None:
-            node.content.info = info
+            node.content.info = copied
+        return info
 
     def unlink(self, node: Node) -> None:
         """Take the node out of the tree; open handles keep it."""

@@ -8,7 +8,7 @@ looked up again after the listing is stale, a name is asked for by itself.
 import errno
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import trio
@@ -387,10 +387,14 @@ class Tree:
             elif node is None or not node.is_local or name in stream.scan.changed:
                 continue
             found.append((name, node, position))
-        async with trio.open_nursery() as nursery:
-            for _, node, _ in found:
-                if node.plain_size < 0:
-                    nursery.start_soon(self._store.settle_size, node)
+        unsettled = [node for _, node, _ in found if node.plain_size < 0]
+        if unsettled:
+            with ExitStack() as held:  # others may read the directory, and have no use for them
+                for _, node, _ in found:
+                    held.enter_context(self._inodes.held(node))
+                async with trio.open_nursery() as nursery:
+                    for node in unsettled:
+                        nursery.start_soon(self._store.settle_size, node)
         return found
 
     def _rewind(self, stream: Stream) -> None:
