@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from blobfs.blobs import Client, Container, RetryPolicy
 from blobfs.blobs.transport import Body, SocketTransport
 
 
@@ -142,6 +143,12 @@ async def test_a_body_without_a_length_ends_with_the_connection() -> None:
         b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX: a\0b\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX: a\nY: b\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX: a\rY: b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: abc\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\n12345",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n12345",
+        b"HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-\xc3\xa9: x\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000,
     ],
 )
@@ -149,6 +156,29 @@ async def test_a_cut_or_malformed_answer_is_an_error(answer: bytes) -> None:
     async with server([answer]) as (url, _), client() as http:
         with pytest.raises(httpx.TransportError):
             await http.get(url)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["ours", "httpx's, for proxies"])
+@pytest.mark.parametrize("header", [b"Content-Length: abc", b"Content-Length: 5, 6", b"\xc3: x"])
+async def test_an_answer_with_a_malformed_header_is_asked_for_again(
+    own: bool, header: bytes
+) -> None:
+    broken = b"HTTP/1.1 206 Partial Content\r\n" + header + b"\r\n\r\nabcd"
+    good = b"\r\n".join(
+        [
+            b"HTTP/1.1 206 Partial Content\r\nContent-Length: 4\r\nContent-Range: bytes 0-3/4",
+            b'x-ms-request-id: 1\r\nETag: "0x1"\r\nLast-Modified: Fri, 22 Nov 2024 06:36:00 GMT',
+            b"\r\nabcd",
+        ]
+    )
+    client = Client(
+        transport=None if own else httpx.AsyncHTTPTransport(),
+        retry=RetryPolicy(attempts=2, first_delay=0.01),
+    )
+    async with server([broken], [good]) as (url, heads), client:
+        container = Container(client, f"{url}box", lambda: "sig=x")
+        assert (await container.get("blob", 0, 4))[1] == b"abcd"
+    assert len(heads) == 2
 
 
 async def test_a_connection_is_used_again() -> None:

@@ -24,6 +24,7 @@ _UNKNOWN_LIMIT = 64 * 1024 * 1024  # bodies of unknown length are listings and e
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")
 # In a header, by RFC 9110, 5.5; and NUL is what `packed` puts between the texts of a blob.
 _DANGEROUS = re.compile(rb"[\0\r\n]")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
 
 Origin = tuple[str, str, int]
 
@@ -336,9 +337,12 @@ def _parse_head(head: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
     headers = []
     for line in lines:
         name, colon, value = line.partition(b":")
-        if not colon or not name or name != name.strip():
+        value = value.strip()
+        if not colon or not name or name != name.strip() or not name.isascii():
             raise httpx.RemoteProtocolError("a malformed header")
-        headers.append((name, value.strip()))
+        if name.lower() == b"content-length" and not _LENGTH.fullmatch(value):
+            raise httpx.RemoteProtocolError("a length that is no number")
+        headers.append((name, value))
     return int(status), headers
 
 
@@ -364,11 +368,10 @@ class _Answer(httpx.AsyncByteStream):
         fields = {name.lower(): value for name, value in headers}
         self._chunked = b"chunked" in fields.get(b"transfer-encoding", b"").lower()
         self._length: int | None = None
-        length = fields.get(b"content-length", b"")
         if method == "HEAD" or status in (204, 304):
             self._length, self._chunked = 0, False
-        elif length.isdigit() and not self._chunked:
-            self._length = int(length)
+        elif b"content-length" in fields and not self._chunked:
+            self._length = int(fields[b"content-length"])
         self._keeps = b"close" not in fields.get(b"connection", b"").lower()
         self._left = self._length or 0  # of the body, or of a chunk
         self._size = 0
