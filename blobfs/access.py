@@ -22,6 +22,7 @@ SUFFIX = ".sas"
 COMMAND_TIME = 30.0
 """Seconds that a sas_command may take."""
 
+_REAP_TIME = 5.0
 _LONGEST = 64 * 1024  # a token is some 200 bytes, a connection string under 2 KiB
 
 
@@ -49,8 +50,10 @@ def read_sas_file(path: Path) -> str:
     """The text of a `sas_file`. Raises SasError when it cannot be read or is not kept secret."""
     shown = redact(str(path))
     try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        with open(path, "rb", opener=_open_at_once) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise SasError(f"cannot read the sas_file {shown}: not a regular file")
             content = file.read(_LONGEST + 1)
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not a path"
@@ -65,6 +68,10 @@ def read_sas_file(path: Path) -> str:
         return content.decode("ascii")
     except UnicodeDecodeError:
         raise SasError(f"the sas_file {shown} is not plain ASCII text") from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO must not wait for a writer
 
 
 async def ask_sas_command(command: Sequence[str]) -> str:
@@ -97,12 +104,12 @@ async def ask_sas_command(command: Sequence[str]) -> str:
     except trio.TooSlowError:
         raise SasError(f"{name} gave no token within {COMMAND_TIME:g} s and was ended") from None
     finally:
-        with trio.CancelScope(shield=True):
+        with trio.move_on_after(_REAP_TIME, shield=True):
+            await process.stdout.aclose()
             if not ended:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
-            await process.stdout.aclose()
     if status != 0:
         how = f"status {status}" if status > 0 else f"signal {-status}"
         raise SasError(f"{name} gave no token: it ended with {how}")

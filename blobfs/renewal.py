@@ -19,6 +19,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import trio
 
@@ -36,7 +37,7 @@ URGENT_POLL = 1.0
 """The same while requests wait for a new token."""
 
 PROBE_TIME = 20.0
-"""Seconds that the service has to accept or refuse a new token."""
+"""Seconds that the service has to accept or refuse a new token, and a disk to give a sas_file."""
 
 CANDIDATE_DELAY = 30.0
 """Seconds until a new token that the service refused is tried again: it may start soon, and a new
@@ -88,6 +89,8 @@ class Renewal:
         self._local_now = now
         self.container = Container(client, self._url, self.token, self.refused)
         self._lock = trio.Lock()
+        # Reads that hang, on a network file system, must not take all of trio's threads.
+        self._reads = trio.CapacityLimiter(1)
         self._generation = 0
         self._renewed = trio.Event()
         self._taken_up = self.now()
@@ -185,8 +188,8 @@ class Renewal:
             await trio.sleep(self._pause())
 
     async def _look(self, *, urgent: bool) -> None:
-        # Held over the calls of the service and the command, which have deadlines: those who wait
-        # for it wait for what they would ask themselves.
+        # Held over what is asked, which has deadlines: those who wait for it wait for what they
+        # would ask themselves.
         async with self._lock:
             if urgent and trio.current_time() - self._looked_at < URGENT_POLL / 2:
                 return
@@ -214,15 +217,22 @@ class Renewal:
         """What may be a new token; None when it is not the time to ask for one."""
         if not self.access.command:
             assert self.access.file is not None
-            return await trio.to_thread.run_sync(
-                read_sas_file, self.access.file, abandon_on_cancel=True
-            )
+            return await self._read_file(self.access.file)
         if trio.current_time() < self._next_call or (self._due_in() and not urgent):
             return None
         # Before the call, so that one which is cancelled counts.
         self._next_call = trio.current_time() + self._call_delay
         self._call_delay = min(2 * self._call_delay, LONGEST_CALL_DELAY)
         return await ask_sas_command(self.access.command)
+
+    async def _read_file(self, path: Path) -> str:
+        try:
+            with trio.fail_after(PROBE_TIME):
+                return await trio.to_thread.run_sync(
+                    read_sas_file, path, abandon_on_cancel=True, limiter=self._reads
+                )
+        except trio.TooSlowError:
+            raise SasError(f"cannot read the sas_file within {PROBE_TIME:g} s") from None
 
     def _due_in(self) -> float:
         """Seconds until the sas_command is to be called, which are none when it is time."""

@@ -203,6 +203,14 @@ def test_a_sas_file_may_be_a_systemd_credential(tmp_path: Path, mode: int) -> No
     assert mount(f"sas_file={file}", base=("key_file=/k",)).accesses[0].sas.query == TOKEN
 
 
+def test_a_sas_file_that_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    with pytest.raises(SasError, match="not a regular file"):
+        mount(f"sas_file={tmp_path}/fifo", base=("key_file=/k",))
+    with pytest.raises(SasError, match="Is a directory"):
+        mount(f"sas_file={tmp_path}", base=("key_file=/k",))
+
+
 def test_a_sas_file_that_holds_no_token_is_refused(tmp_path: Path) -> None:
     def refused(path: Path | str, message: str) -> None:
         with pytest.raises(SasError, match=message) as caught:

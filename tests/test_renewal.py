@@ -2,7 +2,10 @@
 
 import base64
 import logging
+import os
 import re
+import signal
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,10 +20,11 @@ import trio
 from trio.testing import MockClock
 
 from blobfs import access as access_module
-from blobfs.access import Access, ask_sas_command
+from blobfs import renewal as renewal_module
+from blobfs.access import Access, ask_sas_command, read_sas_file
 from blobfs.blobs import Client
 from blobfs.errors import Denied, SasError, TokenRefused
-from blobfs.renewal import CALL_DELAY, CANDIDATE_DELAY, MARGIN, POLL, Renewal
+from blobfs.renewal import CALL_DELAY, CANDIDATE_DELAY, MARGIN, POLL, PROBE_TIME, Renewal
 from blobfs.sas import parse
 from blobfs.source import Source
 from tests.strict import answer, error
@@ -166,6 +170,31 @@ async def test_what_is_wrong_for_a_moment_is_not_worth_a_warning(
         await trio.sleep(2 * POLL)
         assert renewal.token() == NEW
     assert warnings(caplog) == []
+
+
+async def test_a_file_that_cannot_be_read_for_a_while_holds_nothing_up(
+    sas_file: Path,
+    caplog: pytest.LogCaptureFixture,
+    clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    back = threading.Event()
+
+    def hang(path: Path) -> str:
+        back.wait()
+        return read_sas_file(path)
+
+    monkeypatch.setattr(renewal_module, "read_sas_file", hang)
+    async with renewing(Service(NEW), file=sas_file) as renewal:
+        try:
+            await trio.sleep(3 * (PROBE_TIME + POLL))
+            (said,) = warnings(caplog)
+            assert "cannot read the sas_file within 20 s" in said
+            write(sas_file, NEW)
+        finally:
+            back.set()
+        await trio.sleep(PROBE_TIME + 2 * POLL)
+        assert renewal.token() == NEW
 
 
 @pytest.mark.parametrize(
@@ -384,6 +413,22 @@ async def test_a_command_that_hangs_is_ended_with_all_it_started(
         await ask_sas_command(command)
     child = int((tmp_path / "pid").read_text())
     assert ends(child)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # what is left of it
+async def test_a_command_that_cannot_be_ended_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_module, "COMMAND_TIME", 0.5)
+    monkeypatch.setattr(access_module, "_REAP_TIME", 0.1)
+    command = program(tmp_path, f"echo $$ >{tmp_path}/pid; exec sleep 600")
+    with monkeypatch.context() as unkillable, trio.fail_after(10):
+        unkillable.setattr(os, "killpg", lambda pid, number: None)
+        with pytest.raises(SasError, match="gave no token within"):
+            await ask_sas_command(command)
+    pid = int((tmp_path / "pid").read_text())
+    os.kill(pid, signal.SIGKILL)
+    assert ends(pid)
 
 
 def ends(pid: int) -> bool:
