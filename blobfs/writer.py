@@ -32,7 +32,7 @@ UNDER_WAY = 8 * BLOCK
 
 SLOWEST_UPLOAD = 1024 * 1024
 """Bytes a second that what is being stored is given time for. Blocks that are under way share the
-line, so each has the time of all."""
+line, so each has the time of all; one that is larger goes alone."""
 
 MAX_BLOCKS = 50_000
 _BLOCKS_PER_SIZE = 5_000
@@ -271,7 +271,7 @@ class Upload:
     async def _put_block(
         self, block_id: str, ciphertext: bytearray, turn: _Turn, scope: trio.CancelScope
     ) -> None:
-        seconds = self._policy.timeout + UNDER_WAY / SLOWEST_UPLOAD
+        seconds = self._policy.timeout + max(UNDER_WAY, len(ciphertext)) / SLOWEST_UPLOAD
         try:
             with scope, trio.fail_after(seconds):
                 await self._container.put_block(self.name, block_id, ciphertext)

@@ -2,9 +2,11 @@
 
 from typing import cast
 
+import pytest
 import trio
 from trio.testing import MockClock
 
+from blobfs import writer
 from blobfs.attributes import Kind
 from blobfs.blobs import Container
 from blobfs.errors import Unavailable
@@ -35,7 +37,7 @@ class Line:
         self.stored += 1
 
 
-async def write(line: Line) -> Exception | None:
+async def write(line: Line, policy: WritePolicy | None = None) -> Exception | None:
     """What keeps it from being stored."""
 
     async def read(offset: int, size: int) -> bytes:
@@ -43,8 +45,9 @@ async def write(line: Line) -> Exception | None:
 
     async with trio.open_nursery() as nursery:
         container, nobody = cast(Container, line), cast(Keyring, None)
-        room = Room(UNDER_WAY)
-        upload = Upload(container, "file", Kind.FILE, nobody, WritePolicy(), nursery, room)
+        room = Room(writer.UNDER_WAY)
+        policy = policy or WritePolicy()
+        upload = Upload(container, "file", Kind.FILE, nobody, policy, nursery, room)
         try:
             await upload.finish(SIZE, read)
         except Unavailable as exc:
@@ -57,6 +60,15 @@ async def write(line: Line) -> Exception | None:
 async def test_a_long_write_is_stored_over_the_slowest_line(autojump_clock: MockClock) -> None:
     line = Line(SLOWEST_UPLOAD)
     assert await write(line) is None
+    assert line.stored == SIZE // BLOCK
+
+
+async def test_a_block_that_is_larger_than_what_is_sent_at_once_has_the_time_for_itself(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "UNDER_WAY", BLOCK // 8)
+    line = Line(SLOWEST_UPLOAD)
+    assert await write(line, WritePolicy(timeout=1.0)) is None
     assert line.stored == SIZE // BLOCK
 
 
