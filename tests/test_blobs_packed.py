@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blobfs.attributes import POSIX_KEYS
 from blobfs.blobs import BlobInfo, ContentHeaders, PackedInfo
+from blobfs.envelope import BOX_KEY, METADATA_KEY, SEAL_KEY
 
 # What a header or XML can carry: bytes that are no UTF-8 come as surrogate escapes.
 text = st.text(st.characters(codec="utf-8", exclude_characters="\0") | st.just("\udc80"))
@@ -89,6 +91,12 @@ def test_that_of_our_files_takes_less_than_a_fifth() -> None:
     metadata = [OURS.metadata, *OURS.metadata.values()]
     plain = [OURS, OURS.name, OURS.etag, OURS.size, *headers, *metadata]
     assert sys.getsizeof(PackedInfo.of(OURS)) < sum(map(sys.getsizeof, plain)) / 5
+
+
+@pytest.mark.parametrize("name", [METADATA_KEY, SEAL_KEY, BOX_KEY, *sorted(POSIX_KEYS)])
+def test_a_name_of_our_metadata_takes_next_to_nothing(name: str) -> None:
+    bare, named = BlobInfo("", "", 0, 0), BlobInfo("", "", 0, 0, metadata={name: ""})
+    assert len(PackedInfo.of(named)) <= len(PackedInfo.of(bare)) + 4
 
 
 @pytest.mark.parametrize("etag", ["", "0x8DE2A1B3C4D5E6F"])

@@ -17,7 +17,8 @@ _MEMORY_LEVEL = 4
 
 # As `_texts` has it of a file of ours.
 _SAMPLE = (
-    b"\0mtime\0owner\0group\0true\0hdi_isfolder\0is_symlink\0blobfs_box\0posix_rdev\0"
+    b"\0is_socket\0is_block_dev\0is_char_dev\0is_fifo\0hdi_isfolder\0is_symlink\0true\0"
+    b"\0mtime\0owner\0group\0blobfs_xattr\0posix_rdev\0"
     b"BlockBlob\0application/octet-stream\0\0\0\0\0\0Hot\0True\0\0001700000000000000000\0available"
     b"\0\0\0\0\0blobfs_seal\0001:1:=\0encryptiondata\0"
     b'{"WrappedContentKey": {"KeyId": "blobfs-2026-01-01-", "EncryptedKey": "", "Algorithm": '
