@@ -82,9 +82,7 @@ def test_a_listing_tells_all_that_is_known_of_a_blob() -> None:
             tier="Hot",
             tier_inferred=True,
             tag_count=2,
-            created_ns=1_000_000_000,
             lease_state="available",
-            archive_status="rehydrate-pending-to-hot",
             copy_id="id",
             copy_status="success",
         )

@@ -26,9 +26,7 @@ infos = st.builds(
     tier=text,
     tier_inferred=st.booleans(),
     tag_count=number,
-    created_ns=number,
     lease_state=text,
-    archive_status=text,
     copy_id=text,
     copy_status=text,
     snapshot=text,
@@ -56,7 +54,6 @@ OURS = BlobInfo(
     },
     "Hot",
     True,
-    created_ns=1_763_800_000_000_000_000,
     lease_state="available",
 )
 

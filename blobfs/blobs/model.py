@@ -37,7 +37,7 @@ class ContentHeaders:
 class BlobInfo:
     """One version of one blob. `size` is in stored bytes, so of ciphertext; `etag` has no quotes.
 
-    What the answer did not say is "" or 0. Get Blob says neither tier nor archive status.
+    What the answer did not say is "" or 0. Get Blob says no tier.
     """
 
     name: str
@@ -50,9 +50,7 @@ class BlobInfo:
     tier: str = ""
     tier_inferred: bool = False
     tag_count: int = 0
-    created_ns: int = 0
     lease_state: str = ""
-    archive_status: str = ""
     copy_id: str = ""
     copy_status: str = ""
     snapshot: str = ""  # its time, when this is one; only a listing that asks for them has any
@@ -76,7 +74,7 @@ def parse_etag(text: str) -> str:
     return text.strip('"')
 
 
-# A blob's two dates are often equal, and blobs written together share theirs.
+# Blobs written together share their date.
 @functools.lru_cache(maxsize=4096)
 def parse_date(text: str) -> int:
     """Nanoseconds since the epoch for an HTTP date; 0 for "". Raises ValueError.
@@ -122,9 +120,7 @@ def info_from_headers(name: str, fields: Mapping[str, str], metadata: dict[str, 
         tier=get("x-ms-access-tier", ""),
         tier_inferred=get("x-ms-access-tier-inferred", "") == "true",
         tag_count=int(get("x-ms-tag-count", "0")),
-        created_ns=parse_date(get("x-ms-creation-time", "")),
         lease_state=get("x-ms-lease-state", ""),
-        archive_status=get("x-ms-archive-status", ""),
         copy_id=get("x-ms-copy-id", ""),
         copy_status=get("x-ms-copy-status", ""),
     )
@@ -153,9 +149,7 @@ def info_from_listing(
         tier=intern(get("AccessTier", "")),
         tier_inferred=get("AccessTierInferred", "") == "true",
         tag_count=int(get("TagCount", "0")),
-        created_ns=parse_date(get("Creation-Time", "")),
         lease_state=intern(get("LeaseState", "")),
-        archive_status=get("ArchiveStatus", ""),
         copy_id=get("CopyId", ""),
         copy_status=get("CopyStatus", ""),
     )

@@ -19,8 +19,8 @@ _MEMORY_LEVEL = 4
 _SAMPLE = (
     b"\0is_socket\0is_block_dev\0is_char_dev\0is_fifo\0hdi_isfolder\0is_symlink\0true\0"
     b"\0mtime\0owner\0group\0blobfs_xattr\0posix_rdev\0"
-    b"BlockBlob\0application/octet-stream\0\0\0\0\0\0Hot\0True\0\0001700000000000000000\0available"
-    b"\0\0\0\0\0blobfs_seal\0001:1:=\0encryptiondata\0"
+    b"BlockBlob\0application/octet-stream\0\0\0\0\0\0Hot\0True\0\0available"
+    b"\0\0\0\0blobfs_seal\0001:1:=\0encryptiondata\0"
     b'{"WrappedContentKey": {"KeyId": "blobfs-2026-01-01-", "EncryptedKey": "", "Algorithm": '
     b'"A256KW"}, "EncryptionAgent": {"Protocol": "2.1", "EncryptionAlgorithm": "AES_GCM_256"}, '
     b'"EncryptedRegionInfo": {"DataLength": 65536, "NonceLength": 12}, "KeyWrappingMetadata": '
@@ -49,7 +49,7 @@ class PackedInfo(bytes):
         unpacker = zlib.decompressobj(wbits=_WINDOW, zdict=_SAMPLE)
         texts = _decode(unpacker.decompress(memoryview(self)[self.index(0) + 1 :])).split("\0")
         name, size, modified, blob_type = texts[:4]
-        tier, inferred, tag_count, created, *others = texts[10:_FIELDS]
+        tier, inferred, tag_count, *others = texts[10:_FIELDS]
         metadata = iter(texts[_FIELDS:])
         return BlobInfo(
             name,
@@ -62,12 +62,11 @@ class PackedInfo(bytes):
             tier,
             bool(inferred),
             int(tag_count or 0),
-            int(created),
             *others,
         )
 
 
-_FIELDS = 19
+_FIELDS = 17
 
 
 def _texts(info: BlobInfo) -> list[str]:
@@ -86,9 +85,7 @@ def _texts(info: BlobInfo) -> list[str]:
         info.tier,
         "True" if info.tier_inferred else "",
         str(info.tag_count or ""),
-        str(info.created_ns),
         info.lease_state,
-        info.archive_status,
         info.copy_id,
         info.copy_status,
         info.snapshot,
