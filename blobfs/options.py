@@ -17,13 +17,11 @@ from typing import Any
 from blobfs import values
 from blobfs.access import Access, accesses_in, read_sas_file, run_sas_command, token_for
 from blobfs.address import Address, parse_address
+from blobfs.envelope import REGION_LENGTH_2_0
 from blobfs.errors import OptionError
 from blobfs.logs import LEVELS
 from blobfs.sas import Sas, check, redact
 from blobfs.source import EXAMPLE, Source, split_source
-
-REGION_SIZE_2_0 = 4 * 1024 * 1024
-"""The one region length that writers of protocol 2.0 use."""
 
 # --- the table -------------------------------------------------------------------------------
 
@@ -387,14 +385,12 @@ def parse_source(
         dir_mode=chosen.dir_mode & ~chosen.umask,
     )
     if chosen.protocol != "2.1":
-        if "region_size" in given and (chosen.protocol, chosen.region_size) != (
-            "2.0",
-            REGION_SIZE_2_0,
-        ):
+        always = "2.0", REGION_LENGTH_2_0
+        if "region_size" in given and (chosen.protocol, chosen.region_size) != always:
             raise OptionError(
                 "region_size goes with protocol=2.1: 2.0 always has regions of 4M, 1.0 has none"
             )
-        chosen = replace(chosen, region_size=REGION_SIZE_2_0)
+        chosen = replace(chosen, region_size=REGION_LENGTH_2_0)
     _check_together(chosen)
     return chosen
 

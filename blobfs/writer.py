@@ -16,7 +16,7 @@ import trio
 
 from blobfs.attributes import Kind
 from blobfs.blobs import METADATA_LIMIT, Container, ContentHeaders, Version, metadata_size
-from blobfs.envelope import METADATA_KEY, SEAL_KEY, BodyWriter, Protocol
+from blobfs.envelope import METADATA_KEY, REGION_LENGTH_2_0, SEAL_KEY, BodyWriter, Protocol
 from blobfs.errors import PosixError, TooBig, Unavailable
 from blobfs.keyring import Keyring
 from blobfs.room import Room
@@ -77,7 +77,7 @@ def region_of(policy: WritePolicy) -> int:
     """Bytes of plaintext of which every block but the last must hold a multiple."""
     if policy.protocol is Protocol.V1_0:
         return 16
-    return 4 * 1024 * 1024 if policy.protocol is Protocol.V2_0 else policy.region_size
+    return REGION_LENGTH_2_0 if policy.protocol is Protocol.V2_0 else policy.region_size
 
 
 def new_body(policy: WritePolicy) -> BodyWriter:
