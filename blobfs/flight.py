@@ -9,30 +9,19 @@ from typing import Protocol
 
 import trio
 
+from blobfs.envelope import Regions
 from blobfs.errors import Truncated
 
 PIECE = 512 * 1024
 """Bytes of plaintext that are decrypted at a time: but whole units, so more of larger ones."""
-
 
 _BESIDE = 64
 """Bytes that precede or follow the units of a piece at most: a cipher block of protocol 1.0 at
 either end, or an empty region."""
 
 
-class Regions(Protocol):
-    """What of the envelope's is needed here, before there is a key."""
-
-    plain_size: int | None
-
-    @property
-    def unit(self) -> int: ...
-
-    def blob_range(self, first: int, last: int) -> tuple[int, int]: ...
-
-
 class Body(Protocol):
-    """The same of a `BodyReader`."""
+    """What a `BodyReader` and a `PlainBody` have in common."""
 
     def decrypt_into(self, first: int, ciphertext: memoryview, into: memoryview) -> int: ...
 
