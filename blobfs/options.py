@@ -201,13 +201,21 @@ _NEGATED = {
 _KNOWN = sorted({*_OPTIONS, *_NEGATED, *_IGNORED, *_FUSE})
 
 
-def option_table() -> str:
-    """Every option as the rows of a Markdown table, for the README."""
-    rows = ["| option | default | meaning |", "|---|---|---|"]
+def option_rows() -> list[tuple[str, str, str]]:
+    """Each mount option (`name=`, or `name, noname`), its default and its meaning."""
     negations = {flag: off for off, flag in _NEGATED.items()}
-    for name, (_, option) in _OPTIONS.items():
-        shown = f"`{name}=`" if option.parse else f"`{name}`, `{negations[name]}`"
-        rows.append(f"| {shown} | {option.default} | {option.help} |")
+    return [
+        (f"{name}=" if option.parse else f"{name}, {negations[name]}", option.default, option.help)
+        for name, (_, option) in _OPTIONS.items()
+    ]
+
+
+def option_table() -> str:
+    """The same as a Markdown table, for the README."""
+    rows = ["| option | default | meaning |", "|---|---|---|"]
+    for shown, default, meaning in option_rows():
+        names = ", ".join(f"`{name}`" for name in shown.split(", "))
+        rows.append(f"| {names} | {default} | {meaning} |")
     return "\n".join(rows) + "\n"
 
 

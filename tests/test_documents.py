@@ -20,7 +20,7 @@ from blobfs.attributes import INTENT_KEY, POSIX_KEYS
 from blobfs.envelope import BOX_KEY, METADATA_KEY, SEAL_KEY, generate_key_set
 from blobfs.fs.store import ATTRIBUTE_DELAY
 from blobfs.names import HIDDEN_PREFIX
-from blobfs.options import option_table, parse_mount
+from blobfs.options import option_rows, option_table, parse_mount
 from tests.azurite import Azurite
 from tests.mounts import END_LIMIT_S, fstypes_at
 
@@ -351,8 +351,8 @@ def test_help_of_the_command_names_every_verb() -> None:
 def test_help_of_a_mount_explains_every_option(verb: str) -> None:
     (parser,) = (parser for parser in parsers() if parser.prog.split()[-1] == verb)
     text = parser.format_help()
-    for names, default, meaning in table(option_table(), "option", "default", "meaning"):
-        for name in re.findall(r"`(\w+)=?`", names):
+    for names, default, meaning in option_rows():
+        for name in re.findall(r"\w+", names):
             assert re.search(rf"\b{name.removeprefix('no')}\b", text)
         assert meaning in text
         assert default in text

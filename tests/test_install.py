@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from blobfs import cli
-from blobfs.cli import mounting
+from blobfs.options import option_rows
 from blobfs.system import updatedb, wrappers
 from blobfs.system.commands import command_of
 from blobfs.system.units import Mount, automount_unit, mount_unit, service_template
@@ -22,7 +22,7 @@ BASH = f"{SHARE}/bash-completion/completions/blobfs"
 ZSH = f"{SHARE}/zsh/site-functions/_blobfs"
 FISH = f"{SHARE}/fish/vendor_completions.d/blobfs.fish"
 
-OPTIONS = [name for shown, _, _ in mounting.option_rows() for name in shown.split(", ")]
+OPTIONS = [name for shown, _, _ in option_rows() for name in shown.split(", ")]
 VERBS = [command for command in command_of(cli.command_parser()).walk() if command.words]
 
 
@@ -236,7 +236,7 @@ def man(page: Path) -> str:
 
 def test_the_man_page_of_the_helper_has_every_option(installed: Path) -> None:
     text = man(installed / f"{SHARE}/man/man8/mount.blobfs.8")
-    for shown, default, meaning in mounting.option_rows():
+    for shown, default, meaning in option_rows():
         assert shown in text
         assert meaning in text
         assert default in text

@@ -13,7 +13,7 @@ from blobfs.cli.verbs import Verbs, add_options
 from blobfs.errors import OptionError
 from blobfs.mount import EXIT_FAILURE, mount
 from blobfs.mountinfo import note_network
-from blobfs.options import option_table, parse_mount, split_options
+from blobfs.options import option_rows, parse_mount, split_options
 from blobfs.remounting import remount
 from blobfs.session import parse_by_clock
 
@@ -58,16 +58,6 @@ def _add_mount_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is mounted where")
     parser.set_defaults(run=_mount, sloppy=False, noted=False)
-
-
-def option_rows() -> list[tuple[str, str, str]]:
-    """Each mount option (`name=`, or `name, noname`), its default and its meaning."""
-    rows = []
-    for line in option_table().splitlines():
-        if line.startswith("| `"):
-            name, default, text = (cell.strip().replace("`", "") for cell in line[1:-1].split("|"))
-            rows.append((name, default, text))
-    return rows
 
 
 def _options_help() -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from blobfs.cli import mounting, unmounting
 from blobfs.cli.verbs import Verbs, add_source_arguments
 from blobfs.errors import OptionError
-from blobfs.options import check_options, split_options
+from blobfs.options import check_options, option_rows, split_options
 from blobfs.source import split_source
 from blobfs.system import files, updatedb
 from blobfs.system.completion import completions
@@ -69,7 +69,7 @@ def _add_root(verb: argparse.ArgumentParser) -> None:
 
 
 def _files(chosen: argparse.Namespace, root: Path) -> list[File]:
-    rows = mounting.option_rows()
+    rows = option_rows()
     helpers = mounting.helper_parser(), unmounting.helper_parser()
     return [
         *wrappers(root, chosen.layout),
