@@ -22,7 +22,7 @@ from blobfs.blobs.messages import NOT_OF_SERVICE, REQUEST_ID, Answer, BrokenAnsw
 from blobfs.blobs.model import parse_date
 from blobfs.blobs.proxies import ThroughProxies
 from blobfs.blobs.retry import RETRIED_STATUSES, RetryPolicy, Transient, persist
-from blobfs.blobs.transport import Body, Sink, SocketTransport
+from blobfs.blobs.transport import Body, Sink, SocketTransport, cause_of
 from blobfs.blobs.trust import refusal, tls
 from blobfs.errors import BlobfsError, Rejected, Unavailable, Untrusted
 from blobfs.metrics import Latencies
@@ -165,7 +165,8 @@ class Client:
             if reason := refusal(exc):
                 raise Untrusted(request.describe(reason)) from exc
             connected = not isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout)
-            raise Transient(request.unavailable(_cause(exc)), applied=connected) from exc
+            reason = f"{type(exc).__name__}: {cause_of(exc)}"
+            raise Transient(request.unavailable(reason), applied=connected) from exc
         finally:
             self.under_way[name] -= 1
             self.latency[name].observe(time.perf_counter() - began)
@@ -370,10 +371,3 @@ def _retry_after(fields: Mapping[str, str]) -> float:
         return float(text)
     date = email.utils.parsedate_tz(text)
     return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else 0.0
-
-
-def _cause(exc: BaseException) -> str:
-    """Why the network failed: trio's broken connections say nothing, but what broke them does."""
-    while not str(exc) and (inner := exc.__cause__ or exc.__context__):
-        exc = inner
-    return f"{type(exc).__name__}: {exc}"

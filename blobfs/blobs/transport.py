@@ -124,7 +124,7 @@ class SocketTransport(httpx.AsyncBaseTransport):
             if isinstance(exc, trio.TooSlowError):
                 raise httpx.ConnectTimeout(f"no connection within {timeout:g} s") from exc
             if isinstance(exc, OSError | trio.BrokenResourceError):
-                raise httpx.ConnectError(_reason(exc)) from exc
+                raise httpx.ConnectError(cause_of(exc)) from exc
             raise
 
     def keep(self, origin: Origin, connection: "_Connection") -> None:
@@ -138,8 +138,8 @@ class SocketTransport(httpx.AsyncBaseTransport):
         self._idle.clear()
 
 
-def _reason(exc: BaseException) -> str:
-    """trio's broken connections say nothing, but what broke them does."""
+def cause_of(exc: BaseException) -> str:
+    """Why the network failed: trio's broken connections say nothing, but what broke them does."""
     while not str(exc) and (inner := exc.__cause__ or exc.__context__):
         exc = inner
     return str(exc) or type(exc).__name__
@@ -211,7 +211,7 @@ class _Connection:
         except trio.TooSlowError as exc:
             raise httpx.WriteTimeout(f"nothing sent for {timeout:g} s") from exc
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise httpx.WriteError(_reason(exc)) from exc
+            raise httpx.WriteError(cause_of(exc)) from exc
 
     async def _write_plain(self, pieces: list[memoryview], timeout: float) -> None:
         while pieces:
@@ -245,7 +245,7 @@ class _Connection:
         except trio.TooSlowError as exc:
             raise httpx.ReadTimeout(f"nothing received for {timeout:g} s") from exc
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise httpx.ReadError(_reason(exc)) from exc
+            raise httpx.ReadError(cause_of(exc)) from exc
 
     async def _receive_plain(self, buffer: memoryview, timeout: float) -> int:
         if self._is_asked:  # no answer comes that soon
