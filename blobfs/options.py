@@ -156,7 +156,9 @@ class MountOptions:
     list_page: int = _value(
         values.list_page, "5000", "most entries asked for in one listing request"
     )
-    connections: int = _value(values.connections, "16", "most requests to the service at once")
+    connections: int = _value(
+        values.connections, "16", "most requests at once that move contents, and as many others"
+    )
     timeout: float = _value(values.timeout, "60s", "deadline of one operation, retries included")
     on_conflict: str = _value(
         values.choice("keep", "overwrite"),

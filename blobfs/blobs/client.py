@@ -108,7 +108,7 @@ class Client:
         """The service's answer, whatever it is, after retries, and with a renewed token when the
         first was refused.
 
-        Raises Unavailable when there is none, or one that asks to come back (408, 429, 5xx),
+        Raises Unavailable when there is none, or one that asks to come back (`RETRIED_STATUSES`),
         after the policy's attempts or when the caller's deadline leaves no time for another;
         Untrusted at once, before anything is sent.
         A cancelled request may have been applied.

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Ten attempts with these delays last some 45 s, the rest of a file operation's minute.
+    """Ten attempts with these delays last 23 to 46 s, the rest of a file operation's minute.
 
     An attempt may take `attempt_timeout` seconds without any progress, and in all that plus the
     time its bytes take at `slowest` bytes a second: slow links finish, dead ones are given up. No
