@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from blobfs.errors import Denied
 from blobfs.fs.ahead import GAP, MOST
 from blobfs.fs.tree import STREAK
 from tests.azurite import Azurite
@@ -124,6 +125,8 @@ async def test_a_failure_is_for_who_reads_the_directory(service: Service) -> Non
         with host.faults.denied(listing_of("d02")):
             await walk(host, DIRECTORIES[:2])
             await settled()
+            with pytest.raises(Denied):
+                await host.entries("d02")
         await walk(host, ["d02", "d03"])
 
 

@@ -99,8 +99,12 @@ def test_rsync_transfers_just_what_changed(place: Place, tree: Path) -> None:
 
 def test_rsync_updates_in_place_and_by_delta(place: Place, tree: Path) -> None:
     rsync(place, f"{tree}/", "copy/")
+    inode = place.run("stat", "-c", "%i", "copy/docs/numbers")
     place.sh(f"echo 12345 | dd of={tree}/docs/numbers bs=1 seek=100000 conv=notrunc status=none")
-    rsync(place, "--inplace", "--no-whole-file", "--checksum", f"{tree}/", "copy/")
+    options = "--inplace", "--no-whole-file", "--checksum", "--stats"
+    said = "\n".join(rsync(place, *options, f"{tree}/", "copy/"))
+    assert re.search(r"^Matched data: [1-9]", said, re.MULTILINE)
+    assert place.run("stat", "-c", "%i", "copy/docs/numbers") == inode
     place.run("cmp", tree / "docs/numbers", "copy/docs/numbers")
 
 
