@@ -201,6 +201,8 @@ def test_a_reader_that_closes_stores_nothing_of_a_writers(place: Place, azurite:
         os.write(writer, b"new")
         assert file.read_bytes() == b"new"
         assert blob.get_blob_properties().etag == old.etag
+        os.close(os.open(file, os.O_RDONLY | os.O_TRUNC))
+        assert blob.get_blob_properties().etag != old.etag, "who truncates is no reader"
     assert blob.get_blob_properties().etag != old.etag
 
 

@@ -16,10 +16,8 @@ def read_private(path: str | os.PathLike[str], *, group_may_read: bool = False) 
     """
     allowed = 0o740 if group_may_read else 0o700
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb") as file:
-            status = os.fstat(fd)
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise KeyFileError(f"{path} is not a regular file")
             if stat.S_IMODE(status.st_mode) & 0o777 & ~allowed:
@@ -34,6 +32,10 @@ def read_private(path: str | os.PathLike[str], *, group_may_read: bool = False) 
     if len(content) > MAX_PRIVATE_FILE:
         raise KeyFileError(f"{path} is over {MAX_PRIVATE_FILE} bytes, which no key set is")
     return content
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO must not wait for a writer
 
 
 def read_passphrase(path: str | os.PathLike[str]) -> bytes:

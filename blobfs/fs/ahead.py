@@ -33,7 +33,7 @@ GAP = 4
 """Names that may lie between two files that are read in order: links, large files."""
 
 MOST = 8
-"""Files that are fetched ahead: half of the requests that a mount makes at once."""
+"""Files that are fetched ahead: half of the requests for contents that a mount makes at once."""
 
 KEPT = 4 * MOST
 """Files fetched ahead that are kept open for whoever reads them: unwrapping their keys and checking

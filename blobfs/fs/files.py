@@ -49,13 +49,14 @@ class Files:
         when the content may not be served.
         """
         store = self._store
-        writable = (flags & os.O_ACCMODE) != os.O_RDONLY
+        # whoever truncates has written, and its close is to store that
+        writable = (flags & os.O_ACCMODE) != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if node.kind is Kind.DIRECTORY:
             raise PosixError(errno.EISDIR)
-        if writable or flags & os.O_TRUNC:
+        if writable:
             store.writable(node)
         await self._revalidate(node)
-        if writable or flags & os.O_TRUNC:
+        if writable:
             store.check_rewritable(node)
         number = self._inodes.open(node, writable=writable, reach=Reach(), privileged=privileged)
         try:

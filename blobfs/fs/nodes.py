@@ -311,6 +311,35 @@ class Nodes:
                 raise ConditionFailed(f"{name!r} was replaced by someone else while it was open")
             self.take_up(node, entry, self.fresh_until())
 
+    async def as_stored(self, node: Node) -> BlobInfo:
+        """The node's blob with the tags and the tier that it has now, which change without a new
+        ETag: for what is to replace it. Raises ConditionFailed when it is another version."""
+        info = node.info
+        assert info is not None
+        until = node.fresh_until if node.tags_until is None else node.tags_until
+        if trio.current_time() < until:
+            return info
+        container, name = self.locate(node)
+        current = await container.head(name)
+        if current.etag != info.etag:
+            raise ConditionFailed(f"{name!r} was changed by someone else")
+        if node.etag == current.etag:
+            node.info, node.tags_until = current, self.fresh_until()
+        return current
+
+    async def carried(
+        self, volume: Volume, info: BlobInfo
+    ) -> tuple[dict[str, str] | None, str | None]:
+        """Tags and tier that a write must name again, since the service would drop them."""
+        tags = None
+        if info.tag_count and volume.may_tag:
+            tags = await volume.container.get_tags(info.name)
+        elif info.tag_count:
+            self.log_once(
+                logging.WARNING, f"{info.name!r} loses its tags: the token has no permission t"
+            )
+        return tags, (info.tier if info.tier and not info.tier_inferred else None)
+
     def rebase(self, node: Node, info: BlobInfo) -> None:
         """Others changed the blob's metadata while this mount has changes that are not stored:
         what we left alone is as they have it."""

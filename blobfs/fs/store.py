@@ -1,9 +1,9 @@
 """The writes that change the blobs behind the nodes.
 
 Every write is conditional on the version that we know. Attribute changes that follow a write by
-this mount within `ATTRIBUTE_DELAY` are kept back that long, so that the next one, a commit or a
-rename carries them (`cp -p`, `rsync -a` and `tar` change owner, mode and times one by one); all
-others are stored before the call returns.
+this mount within twice `ATTRIBUTE_DELAY` are kept back for that delay, so that the next one, a
+commit or a rename carries them (`cp -p`, `rsync -a` and `tar` change owner, mode and times one by
+one); all others are stored before the call returns.
 """
 
 import errno
@@ -42,7 +42,7 @@ from blobfs.errors import (
 )
 from blobfs.fs.deleting import Deletions
 from blobfs.fs.listing import Entry
-from blobfs.fs.nodes import Nodes, StorePolicy, Volume, kind_of_blob
+from blobfs.fs.nodes import Nodes, StorePolicy, kind_of_blob
 from blobfs.inodes import Node
 from blobfs.keyring import Keyring
 from blobfs.names import HIDDEN_PREFIX, check_blob_name, join
@@ -274,35 +274,6 @@ class Store(Nodes):
                 except AlreadyExists:
                     with suppress(AlreadyExists):  # a file: the directory goes with its entries
                         await self.catch_up(directory)
-
-    async def carried(
-        self, volume: Volume, info: BlobInfo
-    ) -> tuple[dict[str, str] | None, str | None]:
-        """Tags and tier that a write must name again, since the service would drop them."""
-        tags = None
-        if info.tag_count and volume.may_tag:
-            tags = await volume.container.get_tags(info.name)
-        elif info.tag_count:
-            self.log_once(
-                logging.WARNING, f"{info.name!r} loses its tags: the token has no permission t"
-            )
-        return tags, (info.tier if info.tier and not info.tier_inferred else None)
-
-    async def as_stored(self, node: Node) -> BlobInfo:
-        """The node's blob with the tags and the tier that it has now, which change without a new
-        ETag: for what is to replace it. Raises ConditionFailed when it is another version."""
-        info = node.info
-        assert info is not None
-        until = node.fresh_until if node.tags_until is None else node.tags_until
-        if trio.current_time() < until:
-            return info
-        container, name = self.locate(node)
-        current = await container.head(name)
-        if current.etag != info.etag:
-            raise ConditionFailed(f"{name!r} was changed by someone else")
-        if node.etag == current.etag:
-            node.info, node.tags_until = current, self.fresh_until()
-        return current
 
     async def copy(
         self, node: Node, target: str, *, if_match: str | None = None, create: bool = False
