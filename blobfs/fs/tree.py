@@ -417,6 +417,7 @@ class Tree:
         if not stream.started:
             if offset == 0:  # not when the kernel is made to read some: see `priming`
                 self._list_ahead(stream.directory)
+            await trio.lowlevel.checkpoint()  # until what is listed ahead has begun, and says so
             while await self._loaded_by_others(stream.directory):
                 pass
             stream.scan.changed.clear()  # what changed while it waited is in what comes now
