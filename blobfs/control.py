@@ -3,8 +3,8 @@
 It lies in `/run/blobfs` (root), else in `$XDG_RUNTIME_DIR/blobfs`, `/run/user/UID/blobfs` or
 `/tmp/blobfs-UID`, and is named by the mount's device number, which /proc/self/mountinfo tells
 without touching the mount: so it is found from a bind mount too, and a later mount of the same path
-has another. The directory and the socket are
-the owner's alone, and who connects is asked for again by the kernel's word (SO_PEERCRED).
+has another. The directory and the socket are the owner's alone, and who connects is asked for again
+by the kernel's word (SO_PEERCRED).
 
 A request is one line of JSON, `{"do": …}`; so is the answer, which has `error` when it failed.
 """

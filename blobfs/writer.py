@@ -11,7 +11,7 @@ import errno
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import trio
 
@@ -223,18 +223,19 @@ class Upload:
         Raises ConditionFailed, AlreadyExists and every other ServiceError.
         """
         target, container = name or self.name, self._container
-        common: dict[str, Any] = {
-            "metadata": self.metadata,
-            "headers": properties.headers,
-            "tags": properties.tags,
-            "tier": properties.tier,
-            "if_match": if_match,
-            "if_none_match": create,
-        }
         if self._single is not None:
-            return await container.put(target, self._single, **common)
-        assert target == self.name
-        return await container.put_block_list(target, self._block_ids, **common)
+            store = partial(container.put, target, self._single)
+        else:
+            assert target == self.name
+            store = partial(container.put_block_list, target, self._block_ids)
+        return await store(
+            metadata=self.metadata,
+            headers=properties.headers,
+            tags=properties.tags,
+            tier=properties.tier,
+            if_match=if_match,
+            if_none_match=create,
+        )
 
     @property
     def is_single(self) -> bool:

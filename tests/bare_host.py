@@ -19,6 +19,7 @@ from blobfs.attributes import Defaults, Kind
 from blobfs.blobs import Client, Container, RetryPolicy
 from blobfs.draft import PAGE, PagePool
 from blobfs.envelope import load_key_set
+from blobfs.errors import BlobfsError, errno_of
 from blobfs.fs import Caller, Filesystem, Store, StorePolicy, Volume
 from blobfs.inodes import Node
 from blobfs.keyring import Keyring
@@ -150,6 +151,18 @@ def _bug(request: httpx.Request) -> None:
     raise KeyError("a bug")
 
 
+@contextmanager
+def failing(*codes: int) -> Iterator[None]:
+    """The block must fail with one of these error numbers."""
+    raised = None
+    try:
+        yield
+    except BlobfsError as exc:
+        raised = exc
+    assert raised is not None, "it did not fail"
+    assert errno_of(raised) in codes, repr(raised)
+
+
 class Host:
     """One mount without a kernel: paths are names joined by slashes."""
 
@@ -192,6 +205,11 @@ class Host:
 
     async def write(self, path: str, data: bytes) -> None:
         await self.close(await self.create(path, data))
+
+    async def overwrite(self, path: str, data: bytes) -> None:
+        handle = await self.open(path, os.O_WRONLY | os.O_TRUNC)
+        await self.fs.files.write(handle, 0, data)
+        await self.close(handle)
 
     async def read(self, path: str) -> bytes:
         handle = await self.open(path)

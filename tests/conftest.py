@@ -3,13 +3,16 @@ import itertools
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 from trio.testing import MockClock, trio_test
 
+from blobfs.draft import PAGE
 from tests import azurite as azurite_module
 from tests.azurite import Azurite
+from tests.bare_host import Service
 from tests.mounts import Mount, mounted
 from tests.owner import Place
 
@@ -82,6 +85,24 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
 @pytest.fixture
 def container(azurite: Azurite) -> str:
     return azurite.new_container()
+
+
+@pytest.fixture
+def service(azurite: Azurite, container: str, tmp_path: Path) -> Service:
+    """For hosts without a kernel: see `bare_host`."""
+    return Service(azurite, container, tmp_path)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks and the largest Put Blob are of one page, so that small files have all edges."""
+    for name in (
+        "writer.BLOCK",
+        "writer.SINGLE_PUT",
+        "fs.files.SINGLE_PUT",
+        "fs.commit.SINGLE_PUT",
+    ):
+        monkeypatch.setattr(f"blobfs.{name}", PAGE)
 
 
 @pytest.fixture(scope="module", params=[None, 65534], ids=["root", "nobody"])

@@ -43,8 +43,8 @@ REMEMBERED = 64
 """Names deleted last, of which none may come again in a streak."""
 
 MOST = 8
-"""Deletions under way that nobody waits for: half of the requests that a mount
-makes at once beside those for contents."""
+"""Deletions under way that nobody waits for: half of the requests that a mount makes at once beside
+those for contents."""
 
 _RETRIED = {errno.ESTALE, errno.ENOENT}
 """What the kernel asks again for, or `rm -f` passes over: a failure would not be heard."""

@@ -1,0 +1,202 @@
+"""Others delete, replace or change blobs that this mount uses.
+
+As in `test_adversarial`, without a kernel.
+"""
+
+import errno
+import os
+
+import pytest
+
+from blobfs.envelope import SEAL_KEY
+from blobfs.fs import Changes
+from tests.bare_host import CALLER, Service, failing
+
+
+async def test_a_file_in_a_directory_that_others_removed_is_stored_under_its_own_name(
+    service: Service,
+) -> None:
+    service.sdk.upload_blob("dir/theirs", b"")
+    async with service.host() as host:
+        handle = await host.create("dir/mine", b"mine")
+        service.sdk.delete_blob("dir/theirs")
+        await host.node("dir")
+        await host.close(handle)
+    assert service.names() == ["dir/mine"]
+
+
+async def test_a_directory_that_others_removed_takes_no_files_for_another_place(
+    service: Service,
+) -> None:
+    service.sdk.upload_blob("dir/sub/theirs", b"")
+    async with service.host() as host:
+        working_directory = await host.node("dir/sub")
+        service.sdk.delete_blob("dir/sub/theirs")
+        with failing(errno.ENOENT):
+            await host.node("dir")
+        with failing(errno.ESTALE):
+            await host.fs.names.create(working_directory, "file", 0o644, CALLER)
+
+
+async def test_writing_to_a_file_that_others_deleted_is_refused(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        await host.write("file", b"before")
+        handle = await host.open("file", os.O_RDWR)
+        service.sdk.delete_blob("file")
+        with failing(errno.ENOENT):
+            await host.node("file")
+        with failing(errno.ESTALE):
+            await host.fs.files.write(handle, 0, b"afterwards")
+        await host.close(handle)
+    assert service.names() == []
+
+
+async def test_who_may_write_and_has_nothing_unsaved_does_not_hide_what_others_store(
+    service: Service,
+) -> None:
+    async with service.host() as ours, service.host() as others:
+        handle = await ours.create("file", b"ours")
+        await ours.fs.files.fsync(handle)
+        await others.overwrite("file", b"theirs")
+        assert await ours.read("file") == b"theirs"
+        assert await ours.fs.files.read(handle, 0, 10) == b"ours"
+        with failing(errno.ESTALE):
+            await ours.fs.files.write(handle, 0, b"more")
+        await ours.close(handle)
+        assert await ours.read("file") == b"theirs"
+
+
+async def test_a_link_that_others_changed_is_read_anew_also_after_a_rename(
+    service: Service,
+) -> None:
+    async with service.host() as ours, service.host() as others:
+        root = others.fs.inodes.root
+        await others.fs.names.symlink(root, "link", b"before", CALLER)
+        assert await ours.fs.names.readlink(await ours.node("link")) == b"before"
+        await others.unlink("link")
+        await others.fs.names.symlink(root, "link", b"afterwards", CALLER)
+        await ours.rename("link", "renamed")
+        assert await ours.fs.names.readlink(await ours.node("renamed")) == b"afterwards"
+
+
+async def test_a_handle_never_reads_bytes_of_another_version(service: Service) -> None:
+    # The kernel has one page cache for all handles of an inode: what the older handle reads would
+    # be served to the newer one.
+    async with service.host() as ours, service.host() as others:
+        await others.write("file", b"A" * 100_000)
+        first = await ours.open("file")
+        assert await ours.fs.files.read(first, 0, 10) == b"A" * 10
+        await others.overwrite("file", b"B" * 100_000)
+        second = await ours.open("file")
+        assert await ours.fs.files.read(second, 0, 10) == b"B" * 10
+        nodes = {ours.fs.inodes.handle(handle).node.ino for handle in (first, second)}
+        assert len(nodes) == 2
+        assert await ours.fs.files.read(first, 70_000, 10) == b"A" * 10
+        await ours.close(first)
+        await ours.close(second)
+
+
+async def test_others_may_change_metadata_of_what_is_renamed_unlinked_or_given_a_header(
+    service: Service,
+) -> None:
+    async with service.host(ttl=3600) as ours, service.host() as others:
+        for name in ("renamed", "unlinked", "headed"):
+            await ours.write(name, name.encode())
+        handle = await ours.open("unlinked")
+        for name in ("renamed", "unlinked", "headed"):
+            node = await others.node(name)
+            await others.fs.metadata.set(node, Changes(mode=0o640), by_handle=False)
+            await others.store.save_overdue(0)
+        await ours.rename("renamed", "elsewhere")
+        await ours.unlink("unlinked")
+        headed = await ours.node("headed")
+        await ours.fs.metadata.set_xattr(headed, b"user.azure.cache_control", b"no-cache")
+        assert await ours.read_all(handle) == b"unlinked"
+        await ours.close(handle)
+        for name in ("elsewhere", "headed"):
+            assert (await ours.node(name)).attrs.mode == 0o640
+            assert (await others.node(name)).attrs.mode == 0o640
+        assert await others.read("elsewhere") == b"renamed"
+    headers = service.sdk.get_blob_client("headed").get_blob_properties().content_settings
+    assert headers.cache_control == "no-cache"
+
+
+async def test_what_is_marked_as_a_symbolic_link_is_not_read_beyond_what_one_can_have(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        await host.write("link", b"x" * 4096)
+        blob = service.sdk.get_blob_client("link")
+        metadata = blob.get_blob_properties().metadata
+        del metadata[SEAL_KEY]
+        blob.set_blob_metadata({**metadata, "is_symlink": "true"})
+        node = await host.node("link")
+        with failing(errno.EIO):
+            await host.fs.names.readlink(node)
+
+
+async def test_a_file_deleted_by_others_while_it_was_written_is_kept_beside_its_name(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        await host.write("file", b"before")
+        handle = await host.open("file", os.O_RDWR | os.O_TRUNC)
+        await host.fs.files.write(handle, 0, b"ours")
+        service.sdk.delete_blob("file")
+        with failing(errno.ESTALE):
+            await host.close(handle)
+        assert host.recovery_files() == []
+        (aside,) = service.names()
+        assert await host.read(aside) == b"ours"
+
+
+async def test_a_listing_from_before_a_conflict_does_not_bring_the_old_version_back(
+    service: Service,
+) -> None:
+    async with service.host(ttl=3600) as ours, service.host() as others:
+        await others.write("file", b"old")
+        assert await ours.entries() == ["file"]
+        writing = await ours.open("file", os.O_RDWR | os.O_TRUNC)
+        await ours.fs.files.write(writing, 0, b"ours")
+        await others.overwrite("file", b"theirs")
+        with failing(errno.ESTALE):
+            await ours.close(writing)
+        reading = await ours.open("file")
+        assert "file" in await ours.entries()
+        assert await ours.read("file") == b"theirs"
+        assert await ours.read_all(reading) == b"theirs"
+        assert (await ours.node("file")).size == len(b"theirs")
+
+
+async def test_tags_that_others_give_a_file_between_two_commits_of_it_stay(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        handle = await host.create("file", b"one")
+        await host.fs.files.flush(handle)
+        blob = service.sdk.get_blob_client("file")
+        blob.set_blob_tags({"team": "storage"})
+        await host.fs.files.write(handle, 3, b"two")
+        await host.close(handle)
+        assert await host.read("file") == b"onetwo"
+        assert blob.get_blob_tags() == {"team": "storage"}
+
+
+@pytest.mark.parametrize("call", ["write", "rename"])
+async def test_tags_that_others_set_between_our_writes_stay(service: Service, call: str) -> None:
+    """Our own writes, however often, do not tell what tags there are."""
+    async with service.host(ttl=3600) as host:
+        await host.write("file", b"1")
+        node = await host.node("file")
+        node.fresh_until = 0.0  # long ago
+        await host.overwrite("file", b"2")
+        service.sdk.get_blob_client("file").set_blob_tags({"kept": "yes"})
+        node.tags_until = 0.0
+        if call == "write":
+            await host.overwrite("file", b"3")
+        else:
+            await host.rename("file", "renamed")
+    (name,) = service.names()
+    assert service.sdk.get_blob_client(name).get_blob_tags() == {"kept": "yes"}
