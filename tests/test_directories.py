@@ -11,8 +11,10 @@ import pytest
 import trio
 import trio.testing
 
+from blobfs.attributes import INTENT_KEY
 from blobfs.errors import BlobfsError
 from blobfs.fs import Changes
+from blobfs.fs.moving import PARALLEL
 from blobfs.inodes import Node
 from tests.bare_host import Service, Wanted, failing, listing_of, operation
 
@@ -208,6 +210,55 @@ async def test_a_directory_rename_that_fails_half_way_loses_nothing(service: Ser
             for name in await other.entries(directory)
         ]
         assert found == [("a", b"changed"), ("b", b"b"), ("c", b"c")]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [operation("PUT", "/inside"), operation("DELETE", "dir/inside"), operation("PUT", "/new")],
+)
+async def test_a_directory_rename_that_fails_leaves_the_empty_one_it_was_to_replace_as_it_was(
+    service: Service, fault: Wanted
+) -> None:
+    def stored() -> tuple[object, ...]:
+        properties = target.get_blob_properties()
+        kind = properties.content_settings.content_type
+        return properties.metadata, kind, target.get_blob_tags()
+
+    target = service.sdk.get_blob_client("new")
+    async with service.host() as host:
+        await host.mkdir("dir")
+        await host.write("dir/inside", b"content")
+        await host.mkdir("new")
+        node = await host.node("new")
+        await host.fs.metadata.set(node, Changes(mode=0o700), by_handle=False)
+        await host.fs.metadata.save(node)
+        await host.fs.metadata.set_xattr(node, b"user.azure.content_type", b"text/x-kept")
+        await host.fs.metadata.set_xattr(node, b"user.azure.tag.kept", b"yes")
+        before = stored()
+        with host.faults.denied(fault), failing(errno.EACCES):
+            await host.rename("dir", "new")
+        assert stored() == before
+        await host.rename("dir", "new")
+        assert await host.read("new/inside") == b"content"
+
+
+async def test_a_directory_rename_that_fails_again_can_still_be_finished(service: Service) -> None:
+    """A crash has left the target filled but for one file, with its mark."""
+    names = [f"{number:02}" for number in range(3 * PARALLEL)]
+    async with service.host() as host:
+        await host.mkdir("dir")
+        for name in names:
+            await host.write(f"dir/{name}", name.encode())
+    service.sdk.upload_blob("new", b"", metadata={"hdi_isfolder": "true", INTENT_KEY: "dir"})
+    for name in names[1:]:
+        source = service.sdk.get_blob_client(f"dir/{name}")
+        service.sdk.get_blob_client(f"new/{name}").start_copy_from_url(source.url)
+    async with service.host() as host:
+        with host.faults.denied(operation("PUT", "new/00")), failing(errno.EACCES):
+            await host.rename("dir", "new")
+        await host.rename("dir", "new")
+        assert await host.entries("new") == names
+        assert await host.entries() == ["new"]
 
 
 async def test_renames_of_a_directory_and_of_one_below_it_at_once_agree(

@@ -422,12 +422,22 @@ def test_changes_of_different_attributes_by_both_are_all_kept(
 # --- deletes and renames by the other ------------------------------------------------------------
 
 
+# Of many deletions one after another the last are not waited for, but by an fsync: see `deleting`.
+
+
+def sync(directory: Path) -> None:
+    with opened(directory, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        os.fsync(fd)
+
+
 def unlink(path: Path) -> None:
     path.unlink()
+    sync(path.parent)
 
 
 def rename(path: Path) -> None:
     path.rename(f"{path}-elsewhere")
+    sync(path.parent)
 
 
 @pytest.mark.parametrize("go", [unlink, rename])

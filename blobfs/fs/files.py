@@ -243,6 +243,7 @@ class Files:
             await commits.commit(self._store, node)
         except BaseException:
             draft.failed_at = changes
+            self._store.distrust(node)  # for when the draft is gone: it may be stored, unheard
             raise
         if not node.writers and node.draft is draft:
             self._drop_draft(node)

@@ -184,7 +184,7 @@ class Listings:
                 del self._cache[number]
 
     def spoil(self, directory: Node) -> None:
-        """A change that was noted has failed, after all."""
+        """What was noted of it, or is being listed just now, may not be so after all."""
         for scan in directory.scans:
             scan.spoiled = True
         self.drop(directory)

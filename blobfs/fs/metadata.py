@@ -248,16 +248,18 @@ class Metadata:
 
     async def _store_tags(self, node: Node, tags: dict[str, str]) -> None:
         info = await self._stored(node)
-        await self._store.volume(node).container.set_tags(info.name, tags)
+        with self._store.in_doubt(node):
+            await self._store.volume(node).container.set_tags(info.name, tags)
         self._store.wrote(node, replace(info, tag_count=len(tags)))
 
     async def _set_header(self, node: Node, key: str, value: str) -> None:
         await self._stored(node)
-        try:
-            await self._replace_header(node, key, value)
-        except ConditionFailed:
-            await self._store.catch_up(node)
-            await self._replace_header(node, key, value)
+        with self._store.in_doubt(node):
+            try:
+                await self._replace_header(node, key, value)
+            except ConditionFailed:
+                await self._store.catch_up(node)
+                await self._replace_header(node, key, value)
 
     async def _replace_header(self, node: Node, key: str, value: str) -> None:
         info = node.info

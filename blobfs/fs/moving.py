@@ -29,11 +29,23 @@ log = logging.getLogger(__name__)
 CLEAN_UP_TIME = 300.0
 """Seconds, and one for each blob, that undoing a failed rename may take."""
 
+UNHEARD_TIME = 10.0
+"""Seconds that finding out may take whether a request without an answer was carried out."""
+
 ITEM_TIME = 600.0
 """Seconds that one blob of a directory may take."""
 
 PARALLEL = 16
 """Requests of one directory rename under way at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Replaced:
+    """The marker that the target had, with what a write must name again."""
+
+    info: BlobInfo
+    tags: dict[str, str] | None
+    tier: str | None
 
 
 @dataclass(slots=True)
@@ -45,6 +57,7 @@ class _Move:
     container: Container
     old: str
     new: str
+    replaced: "_Replaced | None" = None
     sources: list[BlobInfo] = field(default_factory=list)
     begun: set[str] = field(default_factory=set)
     copies: dict[str, BlobInfo] = field(default_factory=dict)
@@ -83,12 +96,15 @@ async def move_directory(
             move.sources.remove(slash_marker)  # its attributes are the node's, and move with it
         for info in move.sources:
             check_blob_name(_moved_name(move, info))
-        marker = await _announce(move, target)
+        if target is not None and target.info is not None and target.info.name == move.new:
+            kept = await store.carried(store.volume(target), target.info)
+            move.replaced = _Replaced(target.info, *kept)
+        marker = await _announce(move)
         try:
             await _for_each(move.sources, lambda info: _copy(move, info))
             await _for_each(move.sources, lambda info: _delete_source(move, info))
         except BaseException:
-            await _undo(move, marker, target)
+            await _undo(move, marker)
             raise
         try:
             for old_marker in (node.info, slash_marker):
@@ -160,8 +176,17 @@ async def _for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]]) ->
         raise failures[0]
 
 
-async def _announce(move: _Move, target: Node | None) -> BlobInfo:
+async def _announce(move: _Move) -> BlobInfo:
     """The target's marker, with all that the directory's has and the name that fills it."""
+    try:
+        return await _put_marker(move)
+    except BaseException:
+        with trio.move_on_after(UNHEARD_TIME, shield=True):
+            await _withdraw(move, None)
+        raise
+
+
+async def _put_marker(move: _Move) -> BlobInfo:
     store, node = move.store, move.node
     headers, tags, tier = ContentHeaders(), None, None
     if node.info is not None:
@@ -174,8 +199,6 @@ async def _announce(move: _Move, target: Node | None) -> BlobInfo:
         tags, tier = await store.carried(store.volume(node), node.info)
     metadata = store.composed(node)
     put_key(metadata, INTENT_KEY, quote(move.old))
-    existing = None if target is None else target.info
-    replaced = existing if existing is not None and existing.name == move.new else None
     version = await move.container.put(
         move.new,
         b"",
@@ -183,8 +206,8 @@ async def _announce(move: _Move, target: Node | None) -> BlobInfo:
         headers=headers,
         tags=tags,
         tier=tier,
-        if_match=None if replaced is None else replaced.etag,
-        if_none_match=replaced is None,
+        if_match=None if move.replaced is None else move.replaced.info.etag,
+        if_none_match=move.replaced is None,
     )
     return BlobInfo(
         move.new,
@@ -277,7 +300,7 @@ async def _unnoticed_copy(move: _Move, info: BlobInfo) -> BlobInfo | None:
     return there if _is_copy(there, info) else None
 
 
-async def _undo(move: _Move, marker: BlobInfo, target: Node | None) -> None:
+async def _undo(move: _Move, marker: BlobInfo) -> None:
     """Bring every file back to its old name, or leave it under its new one alone.
 
     Shielded: half a rename must not stay for want of time.
@@ -299,13 +322,47 @@ async def _undo(move: _Move, marker: BlobInfo, target: Node | None) -> None:
 
     with trio.move_on_after(CLEAN_UP_TIME + len(move.begun), shield=True) as scope:
         await _for_each([x for x in move.sources if x.name in move.begun], restore)
-        if complete and target is None:
-            await move.store.delete(move.container, marker.name, marker.etag)
-        elif complete:
-            await _conclude(move, marker)
+        if complete:
+            complete = await _withdraw(move, marker)
     if scope.cancelled_caught or not complete:
         log.error("a rename of %r to %r is half done; run it again", move.old, move.new)
     _distrust(move)
+
+
+async def _withdraw(move: _Move, marker: BlobInfo | None) -> bool:
+    """Whether the target has no marker of ours any more, but the one that it had; without
+    `marker`, one that was put although the request for it failed."""
+    replaced = move.replaced
+    try:
+        marker = marker or await _unnoticed_marker(move)
+        if marker is None:
+            return True
+        if replaced is None:
+            await move.store.delete(move.container, marker.name, marker.etag)
+        else:
+            await move.container.put(
+                move.new,
+                b"",
+                metadata=replaced.info.metadata,
+                headers=replaced.info.headers,
+                tags=replaced.tags,
+                tier=replaced.tier,
+                if_match=marker.etag,
+            )
+    except BlobfsError as exc:
+        log.error("a rename failed, and the directory %r stays: %s", move.new, exc)
+        return False
+    return True
+
+
+async def _unnoticed_marker(move: _Move) -> BlobInfo | None:
+    try:
+        there = await move.container.head(move.new)
+    except NotFound:
+        return None
+    if move.replaced is not None and there.etag == move.replaced.info.etag:
+        return None
+    return there if value_of(there.metadata, INTENT_KEY) == quote(move.old) else None
 
 
 def _distrust(move: _Move) -> None:

@@ -102,7 +102,7 @@ class Namespace:
             parent, name, self._new_attributes(parent, kind, mode, caller, rdev)
         )
         try:
-            with self._inodes.held(node):
+            with self._inodes.held(node), self._store.in_doubt(parent):
                 async with self._store.locked(node):
                     await self._store.put_empty(
                         node, self._store.blob_name(node), self._store.composed(node)
@@ -121,7 +121,7 @@ class Namespace:
         attrs = self._new_attributes(parent, Kind.SYMLINK, 0o777, Caller(caller.uid, caller.gid))
         node = self._inodes.add(parent, name, attrs)
         try:
-            with self._inodes.held(node):
+            with self._inodes.held(node), self._store.in_doubt(parent):
                 async with self._store.locked(node):
                     await self._store_target(node, target)
         except BaseException:
@@ -175,7 +175,7 @@ class Namespace:
         if node.is_directory:
             raise PosixError(errno.EISDIR)
         self._store.writable(node)
-        with self._inodes.used(node):
+        with self._inodes.used(node), self._store.in_doubt(node):
             if node.info is not None:
                 await self._store.ensure_marker(parent)
             async with self._store.locked(node):
@@ -208,14 +208,15 @@ class Namespace:
         store.deletions.check(parent)
         with self._inodes.used(node):
             slash_marker = await self._tree.check_empty(node)
-            await store.ensure_marker(parent)
-            async with store.locked(node):
-                container = store.volume(node).container
-                for marker in (slash_marker, node.info):
-                    if marker is not None:
-                        await store.delete(container, marker.name, marker.etag)
-                store.listings.drop(node)
-                store.unlink(node)
+            with store.in_doubt(node):
+                await store.ensure_marker(parent)
+                async with store.locked(node):
+                    container = store.volume(node).container
+                    for marker in (slash_marker, node.info):
+                        if marker is not None:
+                            await store.delete(container, marker.name, marker.etag)
+                    store.listings.drop(node)
+                    store.unlink(node)
         self._touch(parent)
 
     # Renaming
@@ -252,7 +253,9 @@ class Namespace:
                     raise PosixError(errno.EEXIST)
                 used.enter_context(self._inodes.used(target))
             if target is not node:
-                await self._rename_found(node, target, old_parent, new_parent, new_name, scope)
+                self._check_rename(node, target, new_parent)
+                with self._store.in_doubt(node, target, new_parent):
+                    await self._rename_found(node, target, old_parent, new_parent, new_name, scope)
 
     async def _rename_found(
         self,
@@ -264,7 +267,6 @@ class Namespace:
         scope: trio.CancelScope,
     ) -> None:
         store = self._store
-        self._check_rename(node, target, new_parent)
         check_blob_name(store.blob_name(new_parent, new_name))
         if target is not None and target.is_directory and not is_resumable(store, node, target):
             slash_marker = await self._tree.check_empty(target)

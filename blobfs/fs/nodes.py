@@ -6,8 +6,8 @@ mount has changed and not stored yet, which outranks it.
 
 import errno
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,11 +164,24 @@ class Nodes:
         return trio.current_time() < node.fresh_until
 
     def distrust(self, node: Node) -> None:
-        """What we know of the node is not what is stored: ask again, and not the listing that
-        says the same."""
+        """What we know of the node, or of what is in it, is not what is stored: ask again, and not
+        a listing that says the same."""
         node.fresh_until = 0.0
+        self.listings.spoil(node)
         if node.parent is not None:
-            self.listings.drop(node.parent)
+            self.listings.spoil(node.parent)
+
+    @contextmanager
+    def in_doubt(self, *nodes: Node | None) -> Iterator[None]:
+        """What fails in the block may have been done by the service, unheard: these nodes, and what
+        is in them, are then asked for again."""
+        try:
+            yield
+        except BaseException:
+            for node in nodes:
+                if node is not None:
+                    self.distrust(node)
+            raise
 
     def log_once(self, level: int, message: str) -> None:
         """For what every listing would say again."""

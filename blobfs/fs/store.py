@@ -158,6 +158,9 @@ class Store(Nodes):
             except (ConditionFailed, NotFound, AlreadyExists):
                 await self.catch_up(node)
                 continue
+            except BaseException:
+                self.distrust(node)  # it may have been done, unheard
+                raise
             if before == (node.attrs, node.overlay):
                 node.unsaved = False
                 node.overlay.clear()

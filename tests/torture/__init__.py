@@ -10,6 +10,7 @@ is needed to reproduce, and says its figures at the end. The same seed makes the
 
 PARTS: dict[str, float] = {
     "cancellation": 3,
+    "rivals": 10,
     "crash": 20,
     "fuzz": 110,
     "hosts": 20,

@@ -100,6 +100,8 @@ class FullDisk(Crashes):
             fill(filler)
             self.figures["disks filled"] += 1
             self._wait_for_more(files, 30)
+            # chance may have chosen operations alone that need no room
+            self._wait_until(files, lambda done: any(map(_has_run_out, files)))
             filler.unlink()
             self.room_at = time.monotonic()
         before = self._wait_until(files, lambda done: True)
@@ -114,6 +116,10 @@ class FullDisk(Crashes):
             self.figures["operations without space"] += len(journal.ran_out)
             late = [since for since in journal.ran_out if since > self.room_at]
             assert not late, self._said("there was room again, and a write failed with ENOSPC")
+
+
+def _has_run_out(journal: Path) -> bool:
+    return b'"ran_out"' in journal.read_bytes()
 
 
 class LittleMemory(Crashes):
