@@ -11,6 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from time import perf_counter
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -114,6 +115,13 @@ def _long(self: "Operations", *args: object) -> float:
     return math.inf
 
 
+def _forget_attributes(node: Node) -> None:
+    """The kernel is to ask for them again; when it hears then that the file is gone, it looks the
+    name up again, too."""
+    with suppress(OSError):  # it does not know the inode, or any more
+        pyfuse3.invalidate_inode(node.ino, attr_only=True)
+
+
 class Operations(pyfuse3.Operations):
     """The handlers. `timeout` is the deadline of an ordinary operation in seconds.
 
@@ -128,6 +136,7 @@ class Operations(pyfuse3.Operations):
     def __init__(self, fs: Filesystem, timeout: float) -> None:
         super().__init__()
         self._fs = fs
+        fs.store.on_distrust = _forget_attributes
         self._timeout = timeout
         self._streams: dict[int, Stream] = {}
         self._next_stream = 1
@@ -411,7 +420,7 @@ class Operations(pyfuse3.Operations):
                 await self._fs.files.release(number)
                 raise ConditionFailed(f"{node.path!r} was changed by someone else just now")
             # The size that the kernel has is of another version, and would cut what it reads.
-            pyfuse3.invalidate_inode(inode, attr_only=True)
+            _forget_attributes(node)
         return pyfuse3.FileInfo(fh=number, keep_cache=keep)
 
     @_handler(_short)
@@ -438,7 +447,7 @@ class Operations(pyfuse3.Operations):
         self.bytes_written += written
         if node.attrs.mode != mode:
             # The kernel expects a write to change size and times only, and keeps the mode.
-            pyfuse3.invalidate_inode(node.ino, attr_only=True)
+            _forget_attributes(node)
         return written
 
     @_handler(_upload)

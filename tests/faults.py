@@ -97,7 +97,7 @@ def _corrupt_request(exchange: Exchange) -> None:
     exchange.answer(exchange.forward(body=bytes(body)))
 
 
-def _lose_answer(exchange: Exchange) -> None:
+def lose_answer(exchange: Exchange) -> None:
     exchange.forward()
     exchange.close(reset=True)
 
@@ -200,7 +200,7 @@ FAULTS = (
     Fault("stalled, applied", _stall_applied),
     Fault("request cut", _cut_request),
     Fault("byte of the request corrupted", _corrupt_request, CONTENTS),
-    Fault("applied, answer lost", _lose_answer),
+    Fault("applied, answer lost", lose_answer),
     Fault("answer cut in its head", _cut_head),
     Fault("answer cut in its body", _cut_body, WITH_ANSWER_BODY),
     Fault("408", _status(408, "OperationTimedOut")),

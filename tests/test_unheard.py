@@ -1,18 +1,23 @@
 """What the service did although its answer never came: the mount fails the call and does not go on
 showing what was before.
 
-As in `test_adversarial`, without a kernel.
+As in `test_adversarial`, without a kernel, but for the last.
 """
 
 import math
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
 from blobfs.attributes import Kind
 from blobfs.errors import BlobfsError
 from blobfs.fs import Changes
+from tests.azurite import Azurite
 from tests.bare_host import CALLER, Host, Service, Wanted, operation
+from tests.faults import lose_answer
+from tests.mounts import PLAINTEXT_MARKER, mounted
+from tests.relay import Relay
 
 Call = Callable[[Host], Awaitable[None]]
 
@@ -120,3 +125,36 @@ async def test_what_was_done_unheard_is_shown(service: Service, call: str, lost:
         async with service.host() as others:
             stored = await everything(others)
         assert shown == stored, f"the call's failure: {failure}"
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("call", ["unlink", "rmdir", "rename", "rename a directory", "chmod"])
+def test_the_kernel_does_not_go_on_with_what_was_before_either(
+    azurite: Azurite, container: str, tmp_path: Path, call: str
+) -> None:
+    """Each name is looked at before, and known for `metadata_ttl`."""
+    relay = Relay(azurite)
+    with mounted(relay.service, container, tmp_path, "metadata_ttl=1h", "timeout=2s") as mount:
+        file, directory, new = mount.path / "file", mount.path / "dir", mount.path / "new"
+        file.write_bytes(PLAINTEXT_MARKER)
+        directory.mkdir()
+        mount.remount("metadata_ttl=1h", "timeout=2s")  # what has just been written may wait
+        assert file.stat().st_mode & 0o777 == 0o644
+        assert directory.is_dir()
+        mount.expect_log(f"ERROR .*{'dir' if 'dir' in call else 'file'}")
+        relay.choose = lambda asked: lose_answer if asked.method in ("PUT", "DELETE") else None
+        with pytest.raises(OSError, match="Input/output error"):
+            {
+                "unlink": file.unlink,
+                "rmdir": directory.rmdir,
+                "rename": lambda: file.rename(new),
+                "rename a directory": lambda: directory.rename(new),
+                "chmod": lambda: file.chmod(0o600),
+            }[call]()
+        relay.choose = lambda asked: None
+        seen = sorted(path.name for path in mount.path.iterdir())
+        assert seen == sorted(path.name for path in (file, directory, new) if path.exists())
+        assert seen == sorted(azurite.sdk(container).list_blob_names())
+        if call == "chmod":
+            assert file.stat().st_mode & 0o777 == 0o600
+    relay.close()

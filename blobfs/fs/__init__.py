@@ -16,7 +16,7 @@
 
 Concurrency: the kernel serialises changes of one directory's names, and writes of one file; each
 node's lock (`Store.locked`) serialises everything that changes its blob. No task holds two
-locks, except a rename that replaces a file (the file's and the target's).
+locks, except a rename of a file (its new directory's, the file's and the target's).
 """
 
 from blobfs.fs.files import Files

@@ -71,6 +71,8 @@ class Nodes:
         self.reader = reader
         self.policy = policy
         self.now_ns = now_ns
+        self.on_distrust: Callable[[Node], None] = lambda node: None
+        """Told of each node of which the kernel, too, is to forget what it was told."""
         self.listings = Listings()
         self.inodes = Inodes(self.bare_directory(), trio.Lock)
         self._logged: set[str] = set()
@@ -167,6 +169,7 @@ class Nodes:
         """What we know of the node, or of what is in it, is not what is stored: ask again, and not
         a listing that says the same."""
         node.fresh_until = 0.0
+        self.on_distrust(node)
         self.listings.spoil(node)
         if node.parent is not None:
             self.listings.spoil(node.parent)
