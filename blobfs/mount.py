@@ -177,18 +177,7 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
         trio.open_nursery() as nursery,
     ):
         tokens = [Renewal(client, access, patience=options.timeout) for access in options.accesses]
-        try:
-            with trio.fail_after(options.timeout):
-                markers = [await _check_source(client, token) for token in tokens]
-                volumes = [await _volume(token, options, keyring) for token in tokens]
-        except Untrusted:
-            raise
-        except (trio.TooSlowError, Unavailable) as exc:
-            last = f"; the last attempt: {exc}" if isinstance(exc, Unavailable) else ""
-            raise Unavailable(
-                f"{options.source.display} gave no answer within {options.timeout:g} s: "
-                f"check the name and the network{last}"
-            ) from None
+        markers, volumes = await _volumes(client, tokens, options, keyring)
         if not any(volume.writable for volume in volumes):
             options = replace(options, read_only=True)
         if not options.read_only:
@@ -238,6 +227,28 @@ async def _serve(options: MountOptions, keyring: Keyring, ready: Callable[[], No
         nursery.cancel_scope.cancel()
     spool.close()
     log.info("unmounted %s", options.mountpoint)
+
+
+async def _volumes(
+    client: Client, tokens: list[Renewal], options: MountOptions, keyring: Keyring
+) -> tuple[list[BlobInfo | None], list[Volume]]:
+    """What the tokens give access to, looked at; and the blobs that hold their roots' attributes.
+
+    Raises ServiceError, or OptionError, SasError for what cannot be mounted so.
+    """
+    try:
+        with trio.fail_after(options.timeout):
+            markers = [await _check_source(client, token) for token in tokens]
+            volumes = [await _volume(token, options, keyring) for token in tokens]
+            return markers, volumes
+    except Untrusted:
+        raise
+    except (trio.TooSlowError, Unavailable) as exc:
+        last = f"; the last attempt: {exc}" if isinstance(exc, Unavailable) else ""
+        raise Unavailable(
+            f"{options.source.display} gave no answer within {options.timeout:g} s: "
+            f"check the name and the network{last}"
+        ) from None
 
 
 def _init(operations: Operations, options: MountOptions) -> None:
