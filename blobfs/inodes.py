@@ -78,6 +78,8 @@ class Node:
     content: "Content | None" = None
     page_cache_etag = ""  # the content that the kernel's page cache was filled from
     hidden = ""  # blob name after an unlink while open
+    leaving: Any = None  # an event, while it is being unlinked or replaced
+    is_ours = False  # this mount has made the blob: nobody has a lease on it, or a snapshot
     vanished = False  # taken out of the tree since others deleted it
     target: bytes | None = None  # of a symlink, once read
     volume: Any = None  # set on the root, or on each container's directory

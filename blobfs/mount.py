@@ -318,6 +318,7 @@ async def _volume(token: Renewal, options: MountOptions, keyring: Keyring) -> Vo
         source.prefix,
         writable=not options.read_only and "w" in rights and keyring.can_write,
         may_tag="t" in rights,
+        may_delete=lambda: "d" in (token.access.sas.permissions or rights),
     )
 
 

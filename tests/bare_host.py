@@ -93,6 +93,12 @@ class Faulty(httpx.AsyncBaseTransport):
     def denied(self, wanted: Wanted) -> AbstractContextManager[None]:
         return self._set(wanted, lambda request: error(403, "AuthorizationPermissionMismatch"))
 
+    def answered(
+        self, wanted: Wanted, answer: Callable[[httpx.Request], httpx.Response]
+    ) -> AbstractContextManager[None]:
+        """By somebody else than the service."""
+        return self._set(wanted, answer)
+
     def unheard(self, wanted: Wanted) -> AbstractContextManager[None]:
         """Carried out, but the answer is lost."""
         return self._set(wanted, _lose_answer, carry_out=True)
@@ -309,7 +315,9 @@ class Service:
                 nursery=nursery,
                 now_ns=time.time_ns,
             )
-            store.inodes.root.volume = Volume(box, "", writable=True, may_tag=True)
+            store.inodes.root.volume = Volume(
+                box, "", writable=True, may_tag=True, may_delete=lambda: True
+            )
             host = Host(Filesystem(store), faults, directory)
             yield host
             await store.deletions.drain()

@@ -48,6 +48,30 @@ async def test_a_copy_past_its_deadline_is_aborted(autojump_clock: MockClock) ->
     assert aborts(script) == [ABORT]
 
 
+async def test_an_aborted_copy_to_a_new_name_leaves_nothing_there(
+    autojump_clock: MockClock,
+) -> None:
+    ended = answer(**{**STARTED, "x_ms_copy_status": "failed"}, ETag='"0x9"')
+    over = error(409, "NoPendingCopyOperation")
+    script = Script(answer(202, **STARTED), ended, over, ended, answer(202))
+    with pytest.raises(Unavailable, match="failed"):
+        await container(script).copy("a", "b", source_etag="0x1", if_none_match=True)
+    last = script.requests[-1]
+    assert (last.method, last.url.raw_path.partition(b"?")[0]) == ("DELETE", b"/box/b")
+    assert last.headers["if-match"] == '"0x9"'
+
+
+async def test_an_aborted_copy_that_others_have_replaced_is_left_alone(
+    autojump_clock: MockClock,
+) -> None:
+    ended = answer(**{**STARTED, "x_ms_copy_status": "failed"})
+    over = error(409, "NoPendingCopyOperation")
+    script = Script(answer(202, **STARTED), ended, over, answer(ETag='"0x8"'))
+    with pytest.raises(Unavailable, match="failed"):
+        await container(script).copy("a", "b", source_etag="0x1", if_none_match=True)
+    assert [request.method for request in script.requests] == ["PUT", "HEAD", "PUT", "HEAD"]
+
+
 async def test_an_abort_that_stalls_does_not_hold_up_its_caller(
     autojump_clock: MockClock,
 ) -> None:

@@ -278,13 +278,12 @@ class Container:
         with these headers it marks the version that this makes."""
         sent = wire.content_headers(headers)
         md5 = {"x-ms-blob-content-md5": headers.content_md5} if headers.content_md5 else {}
-        is_marked = has(metadata)
         return await self._commit(
             operations.SET_PROPERTIES,
             name,
             parameters={"comp": "properties"},
             headers={**sent, **md5, **wire.conditions(if_match)},
-            is_ours=lambda info: is_marked(info) and wire.content_headers(info.headers) == sent,
+            is_ours=lambda info: has(metadata)(info) and wire.content_headers(info.headers) == sent,
         )
 
     async def get_tags(self, name: str) -> dict[str, str]:
@@ -320,10 +319,10 @@ class Container:
     ) -> Version:
         """Copy a blob within the container, at the service; returns when the copy is complete.
 
-        Keeps content headers, and all metadata when `metadata` is None; else that is all that the
-        target has. Tags are not kept. Conditions are on the target, ConditionFailed is raised for
-        a source that is not `source_etag` too. A copy that is cancelled or fails while pending is
-        aborted, which leaves an empty blob with the copy's metadata.
+        Keeps content headers, all metadata when `metadata` is None, and no tags. Conditions are on
+        the target; ConditionFailed is raised for a source that is not `source_etag` too. A copy
+        that is cancelled or fails while pending is aborted: of a target that was there before that
+        leaves an empty blob with the copy's metadata.
         """
         metadata_fields = {} if metadata is None else wire.metadata_headers(metadata)
         answer = await self._ask(
@@ -340,11 +339,14 @@ class Container:
             verify=Answer.version,
         )
         if is_in_doubt(answer):
-            return await self._settle_copy(answer, source, source_etag, metadata)
-        answer.check()
-        if answer.fields.get("x-ms-copy-status", "success") == "success":
-            return answer.version()
-        return await self._finish_copy(target, answer.fields.get("x-ms-copy-id", ""))
+            there = await self._settle_copy(answer, source, source_etag, metadata)
+            status, copy_id, version = there.copy_status, there.copy_id, there.version
+        else:
+            fields, version = answer.check().fields, answer.version()
+            status, copy_id = fields.get("x-ms-copy-status", ""), fields.get("x-ms-copy-id", "")
+        if status in ("", "success"):
+            return version
+        return await self._finish_copy(target, copy_id, is_new=if_none_match)
 
     async def _settle_copy(
         self,
@@ -352,24 +354,19 @@ class Container:
         source: str,
         source_etag: str,
         metadata: Mapping[str, str] | None,
-    ) -> Version:
+    ) -> BlobInfo:
         """As `_settle`, for a target that may still be receiving its contents."""
-        target = answer.request.name
         original = await self.head(source, if_match=source_etag)
-        expected = original.metadata if metadata is None else metadata
+        is_ours = has(original.metadata if metadata is None else metadata)
         try:
-            info = await self.head(target)
+            info = await self.head(answer.request.name)
         except NotFound:
             raise answer.error() from None
-        if not has(expected)(info):
+        if not is_ours(info) or (info.copy_status != "pending" and info.size != original.size):
             raise answer.error()
-        if info.copy_status == "pending":
-            return await self._finish_copy(target, info.copy_id)
-        if info.size != original.size:
-            raise answer.error()
-        return info.version
+        return info
 
-    async def _finish_copy(self, target: str, copy_id: str) -> Version:
+    async def _finish_copy(self, target: str, copy_id: str, *, is_new: bool) -> Version:
         wait = _FIRST_POLL
         try:
             while True:
@@ -384,10 +381,11 @@ class Container:
                     raise Unavailable(f"the copy to {target!r} ended as {info.copy_status!r}")
         except BaseException:
             with trio.move_on_after(_ABORT_TIMEOUT, shield=True):
-                await self._abort_copy(target, copy_id)
+                await self._abort_copy(target, copy_id, is_new=is_new)
             raise
 
-    async def _abort_copy(self, target: str, copy_id: str) -> None:
+    async def _abort_copy(self, target: str, copy_id: str, *, is_new: bool) -> None:
+        """Abort it, and delete what it leaves of a blob that was not there before."""
         try:
             answer = await self._ask(
                 operations.ABORT_COPY,
@@ -398,20 +396,22 @@ class Container:
             # 409: the copy is over already.
             if answer.status != 409:
                 answer.check()
+            if is_new:
+                left = await self.head(target)
+                if left.copy_id == copy_id and left.copy_status in ("aborted", "failed"):
+                    await self.delete(target, if_match=left.etag)
         except ServiceError as exc:
-            log.warning("a pending copy may go on: %s", exc)
+            log.warning("a pending copy may go on, or have left an empty %r: %s", target, exc)
 
     async def delete(self, name: str, *, if_match: str | None = None) -> None:
-        """Raises NotFound when the blob was not there before. A blob with snapshots is kept:
-        HasSnapshots."""
+        """Raises NotFound when the blob was not there before, HasSnapshots when it is kept."""
         answer = await self._ask(operations.DELETE_BLOB, name, headers=wire.conditions(if_match))
         if answer.doubtful and answer.status in (404, 412) and await self._is_gone(name):
             return
         answer.check()
 
     async def _is_gone(self, name: str) -> bool:
-        # Not to be told from a 412: Azurite gives that for a condition on a missing blob.
-        try:
+        try:  # not to be told from a 412: Azurite gives that for a condition on a missing blob
             await self.head(name)
         except NotFound:
             return True

@@ -9,6 +9,7 @@
     ahead      what is worked on one after another
     priming    names that are looked up one after another
     deleting   deletions that nobody waits for
+    leaving    the content of what is unlinked or replaced
     commit     from a draft to a stored version; conflicts; recovery
     namespace  create, mkdir, symlink, unlink, rmdir, rename
     moving     renaming a directory

@@ -114,6 +114,7 @@ async def _store_upload(store: Store, node: Node, draft: Draft, upload: Upload) 
     await upload.seal(properties)
     node.attempts[upload.encryption_data] = draft.changes
     version = await upload.commit(properties, if_match=condition, create=condition is None)
+    node.is_ours = node.is_ours or condition is None
     info = BlobInfo(
         upload.name,
         version.etag,

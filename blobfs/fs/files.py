@@ -5,6 +5,7 @@ import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 import trio
 
@@ -13,6 +14,7 @@ from blobfs.draft import Draft
 from blobfs.errors import BlobfsError, ConditionFailed, PosixError
 from blobfs.fs import commit as commits
 from blobfs.fs.ahead import Ahead
+from blobfs.fs.leaving import delete_hidden
 from blobfs.fs.store import Store
 from blobfs.inodes import Handle, Node
 from blobfs.reader import Reach
@@ -56,6 +58,9 @@ class Files:
         if writable:
             store.writable(node)
         await self._revalidate(node)
+        while node.leaving is not None:
+            # What is kept of it for open handles is chosen: this one is too late to be among them.
+            await node.leaving.wait()
         if writable:
             store.check_rewritable(node)
         number = self._inodes.open(node, writable=writable, reach=Reach(), privileged=privileged)
@@ -196,12 +201,13 @@ class Files:
         """
         if not by_handle and not node.writers:
             await self.commit(node)  # what a last close could not store: see `retry`
+        was_dirty = node.draft is not None and node.draft.dirty
         await self._truncate(node, size, privileged)
         if not by_handle:
             try:
                 await self.commit(node)
             finally:
-                if not node.opens:
+                if not node.opens or (self._is_unsaved(node) and not was_dirty):
                     self._drop_draft(node)
 
     async def _truncate(self, node: Node, size: int, privileged: bool) -> None:
@@ -245,8 +251,13 @@ class Files:
             draft.failed_at = changes
             self._store.distrust(node)  # for when the draft is gone: it may be stored, unheard
             raise
-        if not node.writers and node.draft is draft:
+        if not node.writers and node.draft is draft and not self._is_nowhere_else(node):
             self._drop_draft(node)
+
+    def _is_nowhere_else(self, node: Node) -> bool:
+        """Whether the draft is all there is of the file, since it was unlinked, and somebody still
+        has it open."""
+        return node.draft is not None and not node.is_linked and node.opens > 0
 
     def _drop_draft(self, node: Node) -> None:
         if node.draft is not None:
@@ -272,13 +283,13 @@ class Files:
                 if not node.writers:
                     await self._last_writer_gone(node)
                 if node.hidden and not node.opens:
-                    await self._delete_hidden(node)
+                    await delete_hidden(self._store, node)
         finally:
             self._inodes.release(node)
 
     async def _last_writer_gone(self, node: Node) -> None:
         draft = node.draft
-        if draft is None:
+        if draft is None or self._is_nowhere_else(node):
             return
         try:
             if draft.failed_at != draft.changes:
@@ -320,16 +331,6 @@ class Files:
         else:
             node.attrs = self._store.attributes_of(node.info, node.kind)
 
-    async def _delete_hidden(self, node: Node) -> None:
-        container, name = self._store.locate(node)
-        assert node.info is not None
-        try:
-            await self._store.delete(container, name, node.info.etag)
-        except BlobfsError as exc:
-            log.error("%s, of a file unlinked while open, is left behind: %s", name, exc)
-        node.hidden = ""
-        node.info = None
-
     async def retry(self) -> None:
         """Store or keep what a last close could do neither with: its disk was full, or something
         had the file's lock for longer than it could wait."""
@@ -337,6 +338,7 @@ class Files:
 
     def _is_left(self, node: Node) -> bool:
         draft_left = node.draft is not None and not node.writers
+        draft_left = draft_left and not self._is_nowhere_else(node)
         return draft_left or (node.hidden != "" and not node.opens)
 
     async def _retry(self, node: Node) -> None:
@@ -346,7 +348,7 @@ class Files:
         with trio.move_on_after(RETRY_TIME + size / SLOWEST_UPLOAD):
             await self._commit_at_last(node)
             if node.hidden and not node.opens:
-                await self._delete_hidden(node)
+                await delete_hidden(self._store, node)
         if node.writers:
             return  # whose close stores it
         if not self._is_unsaved(node) or await self._keep(node, "close failed"):
@@ -366,7 +368,7 @@ class Files:
             await self._each(nodes, self._keep_at_last)
             with trio.move_on_after(DRAIN_TIME):
                 hidden = [node for node in self._inodes if node.hidden]
-                await self._each(hidden, self._delete_hidden)
+                await self._each(hidden, partial(delete_hidden, self._store))
 
     async def _keep_at_last(self, node: Node) -> None:
         if self._is_unsaved(node) and not await self._keep(node, "the mount ended"):

@@ -16,8 +16,17 @@ import trio
 
 from blobfs.attributes import Attributes, Kind
 from blobfs.blobs import BlobInfo, Container, ContentHeaders
-from blobfs.errors import BlobfsError, ConditionFailed, Corrupt, NotFound, PosixError, Unavailable
+from blobfs.errors import (
+    BlobfsError,
+    ConditionFailed,
+    Corrupt,
+    Denied,
+    NotFound,
+    PosixError,
+    Unavailable,
+)
 from blobfs.fs.commit import commit
+from blobfs.fs.leaving import Leaving, delete_hidden, hidden
 from blobfs.fs.listing import Listing
 from blobfs.fs.moving import is_resumable, move_directory
 from blobfs.fs.store import CLEAN_UP_TIME, Store
@@ -25,7 +34,7 @@ from blobfs.fs.tree import Tree
 from blobfs.inodes import Node
 from blobfs.names import check_blob_name
 from blobfs.reader import Reach
-from blobfs.writer import Properties
+from blobfs.writer import SINGLE_PUT, Properties
 
 LONGEST_TARGET = 4095
 """Bytes of a symbolic link's target: PATH_MAX of linux/limits.h, less the zero at its end."""
@@ -141,6 +150,7 @@ class Namespace:
         properties = Properties(store.composed(node), ContentHeaders(), None, None)
         await upload.seal(properties)
         version = await upload.commit(properties, if_match=None, create=True)
+        node.is_ours = True
         node.target = target
         node.plain_size = len(target)
         store.wrote(
@@ -192,7 +202,7 @@ class Namespace:
             later = partial(store.delete_content, container, info)
             # the content of one that is open has to be kept first
             if node.opens or not store.deletions.begin(directory, node.name, later):
-                async with store.hidden(node):
+                async with hidden(store, node):
                     await store.delete(container, name, info.etag)
                 store.deletions.waited_for(directory, node.name)
         store.unlink(node)
@@ -309,6 +319,9 @@ class Namespace:
             raise PosixError(errno.EINVAL, "a directory cannot go into itself")
         if target is not None and target.is_directory != node.is_directory:
             raise PosixError(errno.EISDIR if target.is_directory else errno.ENOTDIR)
+        if not store.volume(node).may_delete():
+            # The service would say so after the copy, which has replaced the target by then.
+            raise Denied(f"{node.path!r} cannot be renamed: the SAS token lacks d")
 
     async def _rename_file(
         self, node: Node, target: Node | None, new_parent: Node, new_name: str
@@ -322,9 +335,17 @@ class Namespace:
             else:
                 store.check_rewritable(target)
                 async with store.locked(target, holding=new_parent):
-                    replaced = target.info
-                    async with store.hidden(target):
-                        await self._move_file(node, target, replaced, new_parent, new_name)
+                    await self._replace(node, target, new_parent, new_name)
+
+    async def _replace(self, node: Node, target: Node, new_parent: Node, new_name: str) -> None:
+        store, replaced = self._store, target.info
+        if replaced is not None:
+            # What replaces it is a stored version: after a crash there is one of the two.
+            await commit(store, node)
+        async with hidden(store, target, always=not _goes_surely(node)) as leaving:
+            await self._move_file(node, target, replaced, new_parent, new_name, leaving)
+        if target.hidden and not target.opens:
+            await delete_hidden(store, target)
 
     async def _move_file(
         self,
@@ -333,16 +354,17 @@ class Namespace:
         replaced: BlobInfo | None,
         new_parent: Node,
         new_name: str,
+        leaving: Leaving | None = None,
     ) -> None:
         store = self._store
-        if node.info is None and replaced is not None:
-            await commit(store, node)  # since it is a copy that replaces the target
         if node.upload is not None:
             node.upload.abandon()  # staged under the old name
             node.upload = None
         source = moved = None
         if node.info is not None:
             before = replace(node.attrs), dict(node.overlay)
+            if leaving is not None and replaced is not None:
+                leaving.source = node.info
             moved = await store.copy(
                 node,
                 store.blob_name(new_parent, new_name),
@@ -350,7 +372,11 @@ class Namespace:
                 create=replaced is None,
             )
             source = node.info
-            await self._delete_source(node, source, moved, replaced is None)
+            if leaving is not None:
+                leaving.copied_as = moved.etag
+            is_kept = target is not None and target.hidden != ""
+            await self._delete_source(node, source, moved, replaced is None, wait=is_kept)
+            node.is_ours = node.is_ours and replaced is None
             if before == (node.attrs, node.overlay):
                 node.unsaved = False
                 node.overlay.clear()
@@ -368,10 +394,11 @@ class Namespace:
             store.wrote(node, moved)
 
     async def _delete_source(
-        self, node: Node, source: BlobInfo, moved: BlobInfo, is_new: bool
+        self, node: Node, source: BlobInfo, moved: BlobInfo, is_new: bool, *, wait: bool
     ) -> None:
         """Delete what was copied; if that fails, take the copy back where nothing was replaced.
-        One of many may return before (see `deleting`): if it fails then, both are there."""
+        One of many may return before unless it is to `wait` (see `deleting`): if it fails then,
+        both are there."""
         container, directory = self._store.volume(node).container, node.parent
         deletions = self._store.deletions
         assert directory is not None
@@ -385,7 +412,7 @@ class Namespace:
                 if await self._is_left(container, source.name):
                     raise
 
-        if deletions.begin(directory, node.name, delete):
+        if not wait and deletions.begin(directory, node.name, delete):
             return
         try:
             await delete()
@@ -406,3 +433,9 @@ class Namespace:
         except NotFound:
             return False
         return True
+
+
+def _goes_surely(node: Node) -> bool:
+    """Whether nothing but the network can keep a file from being copied and then deleted: no lease,
+    no snapshot, and no copy that takes the service longer than an answer."""
+    return node.info is None or (node.is_ours and node.info.size <= SINGLE_PUT)

@@ -47,6 +47,7 @@ class Volume:
     prefix: str  # without slashes at its ends; "" for the whole container
     writable: bool
     may_tag: bool  # the token allows reading and writing tags
+    may_delete: Callable[[], bool]  # the token that there is by now allows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +275,8 @@ class Nodes:
                 attrs = PackedAttributes.of(later)
             node.attrs = attrs
             node.target = None
+            if node.is_ours:
+                node.is_ours = False
             if not node.opens:
                 node.content = None  # a symlink's, of the version before
             node.plain_size = entry.size

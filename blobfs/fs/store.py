@@ -8,9 +8,8 @@ one); all others are stored before the call returns.
 
 import errno
 import logging
-import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -45,7 +44,7 @@ from blobfs.fs.listing import Entry
 from blobfs.fs.nodes import Nodes, StorePolicy, kind_of_blob
 from blobfs.inodes import Node
 from blobfs.keyring import Keyring
-from blobfs.names import HIDDEN_PREFIX, check_blob_name, join
+from blobfs.names import check_blob_name
 from blobfs.reader import Reach, Reader
 from blobfs.room import Room
 from blobfs.writer import UNDER_WAY, Upload, WritePolicy
@@ -342,49 +341,6 @@ class Store(Nodes):
                 else:
                     return
             raise ConditionFailed(f"{info.name!r} is being changed by others over and over")
-
-    @asynccontextmanager
-    async def hidden(self, node: Node) -> AsyncIterator[None]:
-        """Keep the content of an open file under a hidden name while its own goes.
-
-        When that fails the file stays what it was: what is written to it must not end up under
-        a name that the last close deletes.
-        """
-        info = await self._hide(node)
-        try:
-            yield
-        except BaseException:
-            if node.hidden:
-                await self._unhide(node, info)
-            raise
-
-    async def _unhide(self, node: Node, info: BlobInfo | None) -> None:
-        copy = node.info
-        assert copy is not None
-        container, name = self.locate(node)
-        node.hidden, node.info = "", info
-        if node.content is not None and info is not None:
-            node.content.info = info
-        with trio.move_on_after(CLEAN_UP_TIME, shield=True) as scope:
-            try:
-                await self.delete(container, name, copy.etag)
-            except BlobfsError as exc:
-                log.error("%s, of an open file, is left behind: %s", name, exc)
-        if scope.cancelled_caught:
-            log.error("%s, of an open file, is left behind: no answer", name)
-
-    async def _hide(self, node: Node) -> BlobInfo | None:
-        """The blob that the node had until then."""
-        if node.info is None or not node.opens:
-            return node.info
-        volume = self.volume(node)
-        hidden = join([volume.prefix, HIDDEN_PREFIX + secrets.token_hex(12)])
-        copied = await self.copy(node, hidden, create=True)
-        info = node.info
-        node.hidden, node.info = hidden, copied
-        if node.content is not None:
-            node.content.info = copied
-        return info
 
     def unlink(self, node: Node) -> None:
         """Take the node out of the tree; open handles keep it."""

@@ -1,0 +1,226 @@
+"""What happens to a file whose name goes: by an unlink, or a rename over it.
+
+As in `test_adversarial`, without a kernel.
+"""
+
+import errno
+import os
+from dataclasses import replace
+from urllib.parse import unquote
+
+import httpx
+import pytest
+import trio
+import trio.testing
+from azure.storage.blob import BlobProperties
+
+from blobfs.fs import Changes
+from blobfs.inodes import Node
+from blobfs.names import HIDDEN_PREFIX
+from tests.bare_host import Host, Service, failing, operation
+
+
+async def opened(host: Host, node: Node, flags: int = os.O_RDONLY) -> int:
+    """As the kernel does that has looked up the name before."""
+    handle, _ = await host.fs.files.open(node, flags)
+    return handle
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_what_is_written_to_an_unlinked_file_is_there_until_the_last_close(
+    service: Service, is_stored: bool
+) -> None:
+    async with service.host() as host:
+        writing = await host.create("file", b"content")
+        if is_stored:
+            await host.fs.files.flush(writing)
+        node = await host.node("file")
+        reading = await host.open("file")
+        await host.unlink("file")
+        await host.fs.files.write(writing, 7, b", and more")
+        await host.close(writing)
+        await host.fs.files.flush(reading)  # as of a copy of the descriptor
+        await host.fs.files.retry()
+        again = await opened(host, node)  # through /proc/PID/fd
+        for handle in (reading, again):
+            assert await host.read_all(handle) == b"content, and more"
+            await host.close(handle)
+        assert host.store.pool.memory_used == 0
+        assert host.recovery_files() == []
+    assert service.names() == []
+
+
+@pytest.mark.parametrize("call", ["rename over it", "unlink"])
+async def test_who_opens_a_file_while_its_name_goes_waits_and_looks_the_name_up_again(
+    service: Service, call: str
+) -> None:
+    async with service.host() as host:
+        await host.write("file", b"old")
+        await host.write("new", b"new")
+        node = await host.node("file")
+        go = trio.Event()
+
+        async def open_it() -> None:
+            with failing(errno.ESTALE):
+                await opened(host, node)
+
+        is_rename = call == "rename over it"
+        wanted = operation("PUT", "/file") if is_rename else operation("DELETE", "/file")
+        with host.faults.delayed(wanted, go):
+            async with trio.open_nursery() as nursery:
+                if is_rename:
+                    nursery.start_soon(host.rename, "new", "file")
+                else:
+                    nursery.start_soon(host.unlink, "file")
+                await host.faults.met.wait()
+                nursery.start_soon(open_it)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                go.set()
+        assert "file" in service.names() if is_rename else "file" not in service.names()
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_a_rename_that_is_refused_leaves_what_it_was_to_replace(
+    service: Service, is_open: bool
+) -> None:
+    async with service.host() as others:
+        await others.write("source", b"source")
+        await others.write("target", b"target")
+    before = service.sdk.get_blob_client("target").get_blob_properties().metadata
+    async with service.host(ttl=600) as host:
+        reading = await host.open("target") if is_open else None
+        lease = service.sdk.get_blob_client("source").acquire_lease()
+        with failing(errno.EBUSY):
+            await host.rename("source", "target")
+        assert await host.read("source") == b"source"
+        assert await host.read("target") == b"target"
+        if reading is not None:
+            assert await host.read_all(reading) == b"target"
+            await host.close(reading)
+        assert service.names() == ["source", "target"]
+        assert service.sdk.get_blob_client("target").get_blob_properties().metadata == before
+        lease.release()
+        await host.rename("source", "target")
+        assert await host.read("target") == b"source"
+    assert service.names() == ["target"]
+
+
+@pytest.mark.parametrize("new", ["target", "free"])
+async def test_without_the_right_to_delete_a_rename_is_refused_before_anything_is_copied(
+    service: Service, new: str
+) -> None:
+    async with service.host() as host:
+        await host.write("source", b"source")
+        await host.write("target", b"target")
+        root = host.fs.inodes.root
+        root.volume = replace(root.volume, may_delete=lambda: False)
+        with failing(errno.EACCES):
+            await host.rename("source", new)
+        assert await host.read("target") == b"target"
+    assert service.names() == ["source", "target"]
+
+
+class PendingCopy:
+    """The service's answers to the first copy to a blob that never ends: it has no content then."""
+
+    def __init__(self, service: Service, target: str) -> None:
+        self._blob = service.sdk.get_blob_client(target)
+        self._target = target
+        self._status = ""
+
+    def wanted(self, request: httpx.Request) -> bool:
+        path, _, query = unquote(request.url.raw_path.decode()).partition("?")
+        if not path.endswith(f"/{self._target}"):
+            return False
+        is_first = not self._status and "x-ms-copy-source" in request.headers
+        return is_first or "comp=copy" in query or (request.method == "HEAD" and self._is_there())
+
+    def _is_there(self) -> bool:
+        return self._status != "" and self._blob.exists() and not self._properties().size
+
+    def _properties(self) -> BlobProperties:
+        return self._blob.get_blob_properties()
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        if "x-ms-copy-source" in request.headers:
+            self._status = "pending"
+            self._blob.upload_blob(b"", overwrite=True)
+        elif request.method == "PUT":
+            self._status = "aborted"
+        properties = self._properties()
+        return httpx.Response(
+            200 if request.method == "HEAD" else 202,
+            headers={
+                "x-ms-request-id": "1",
+                "x-ms-version": "2021-12-02",
+                "x-ms-blob-type": "BlockBlob",
+                "x-ms-copy-id": "1",
+                "x-ms-copy-status": self._status,
+                "ETag": properties.etag,
+                "Last-Modified": properties.last_modified.strftime("%a, %d %b %Y %H:%M:%S GMT"),
+                "Content-Length": "0",
+            },
+        )
+
+
+@pytest.mark.parametrize("target", ["target", "free"])
+async def test_a_copy_that_the_service_does_not_end_leaves_the_names_as_they_were(
+    service: Service, target: str
+) -> None:
+    async with service.host() as others:
+        await others.write("source", b"source")
+        await others.write("target", b"target")
+    copy = PendingCopy(service, target)
+    async with service.host(timeout=1) as host:
+        with host.faults.answered(copy.wanted, copy.answer), failing(errno.EIO):
+            await host.rename("source", target)
+        assert await host.read("source") == b"source"
+        assert await host.read("target") == b"target"
+    assert service.names() == ["source", "target"]
+
+
+async def test_what_replaces_a_file_while_it_is_written_is_stored_first(service: Service) -> None:
+    async with service.host() as host:
+        await host.write("file", b"old")
+        writing = await host.create("new", b"")
+        await host.fs.files.flush(writing)  # a child has closed its copy of the descriptor
+        await host.fs.files.write(writing, 0, b"whole")
+        await host.rename("new", "file")
+        async with service.host() as others:  # what there is if the daemon is killed now
+            assert await others.read("file") == b"whole"
+        await host.close(writing)
+
+
+async def test_what_the_service_keeps_for_a_moment_is_not_shown(service: Service) -> None:
+    async with service.host() as others:
+        await others.write("source", b"source")
+        await others.write("target", b"target")
+    go = trio.Event()
+    async with service.host() as host, service.host() as others:
+        with host.faults.delayed(operation("DELETE", "/source"), go):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(host.rename, "source", "target")
+                await host.faults.met.wait()
+                assert [name for name in service.names() if name.startswith(HIDDEN_PREFIX)]
+                assert await others.entries() == ["source", "target"]
+                go.set()
+    assert service.names() == ["target"]
+
+
+@pytest.mark.parametrize("size", [0, 3, 100])
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR])
+async def test_a_truncate_by_name_that_fails_has_not_happened_whoever_has_the_file_open(
+    service: Service, size: int, flags: int
+) -> None:
+    async with service.host(ttl=600) as host:
+        await host.write("file", b"content")
+        handle = await host.open("file", flags)
+        node = await host.node("file")
+        with host.faults.unreachable(), failing(errno.EIO):
+            await host.fs.metadata.set(node, Changes(size=size), by_handle=False)
+        assert node.size == 7
+        assert await host.read_all(handle) == b"content"
+        await host.fs.files.retry()
+        await host.close(handle)
+        async with service.host() as others:
+            assert await others.read("file") == b"content"
