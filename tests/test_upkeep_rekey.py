@@ -397,6 +397,31 @@ def test_a_mount_reads_and_writes_on_while_its_files_are_rekeyed(
     assert set(key_ids(azurite, container).values()) == {"local:new"}
 
 
+@pytest.mark.mount
+@pytest.mark.parametrize("written_by", ["blobfs", "the SDK"])
+def test_who_has_a_file_open_reads_and_writes_on_when_the_rekeyed_one_was_seen(
+    azurite: Azurite, container: str, tmp_path: Path, written_by: str
+) -> None:
+    keys = write_key_file(tmp_path / "keys.json", NEW, OLD)
+    options = ("metadata_ttl=0", "cache_size=1M", "readahead=0")
+    with mounted(azurite, container, tmp_path, *options, key_file=keys) as mount:
+        file = mount.path / "file"
+        encrypting(azurite, container, OLD).upload_blob("file", content(100_000))
+        if written_by == "blobfs":
+            mount.remount(*options, "key_id=local:old")
+            file.write_bytes(content(100_000))
+        assert set(key_ids(azurite, container).values()) == {"local:old"}
+        with file.open("rb") as reading, file.open("r+b", buffering=0) as writing:
+            assert reading.read(5) == content(100_000)[:5]
+            Upkeep(azurite, container, tmp_path, NEW, OLD).run("rekey")
+            assert set(key_ids(azurite, container).values()) == {"local:new"}
+            assert [entry.stat().st_size for entry in mount.path.iterdir()] == [100_000]
+            os.posix_fadvise(reading.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            assert reading.read() == content(100_000)[5:]
+            writing.write(b"new")
+        assert file.read_bytes() == b"new" + content(100_000)[3:]
+
+
 async def test_a_token_that_is_revoked_meanwhile_ends_the_pass_after_its_summary(
     azurite: Azurite, container: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
