@@ -10,7 +10,7 @@ import pytest
 
 from blobfs.envelope import SEAL_KEY
 from blobfs.fs import Changes
-from tests.bare_host import CALLER, Service, failing
+from tests.bare_host import CALLER, Host, Service, failing
 
 
 async def test_a_file_in_a_directory_that_others_removed_is_stored_under_its_own_name(
@@ -200,3 +200,62 @@ async def test_tags_that_others_set_between_our_writes_stay(service: Service, ca
             await host.rename("file", "renamed")
     (name,) = service.names()
     assert service.sdk.get_blob_client(name).get_blob_tags() == {"kept": "yes"}
+
+
+async def set_xattr(host: Host, path: str, name: str, value: bytes | None) -> None:
+    node = await host.node(path)
+    if value is None:
+        await host.fs.metadata.remove_xattr(node, name.encode())
+    else:
+        await host.fs.metadata.set_xattr(node, name.encode(), value)
+    await host.fs.metadata.save(node)
+
+
+async def xattrs(host: Host, path: str) -> dict[str, bytes]:
+    node = await host.node(path)
+    names = await host.fs.metadata.list_xattrs(node)
+    return {name.decode(): await host.fs.metadata.get_xattr(node, name) for name in names}
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+async def test_extended_attributes_of_two_hosts_are_put_together(
+    service: Service, kind: str
+) -> None:
+    async with service.host(ttl=3600) as ours, service.host(ttl=3600) as others:
+        await (ours.mkdir("name") if kind == "directory" else ours.write("name", b"content"))
+        for name in ("kept", "changed", "removed", "taken"):
+            await set_xattr(ours, "name", f"user.{name}", b"before")
+        assert await xattrs(others, "name") == await xattrs(ours, "name")
+        await set_xattr(others, "name", "user.theirs", b"new")
+        await set_xattr(others, "name", "user.taken", None)
+        await set_xattr(ours, "name", "user.ours", b"new")
+        await set_xattr(ours, "name", "user.changed", b"after")
+        await set_xattr(ours, "name", "user.removed", None)
+    async with service.host() as host:
+        assert await xattrs(host, "name") == {
+            "user.kept": b"before",
+            "user.changed": b"after",
+            "user.theirs": b"new",
+            "user.ours": b"new",
+        }
+
+
+async def test_so_are_those_that_a_commit_or_a_rename_carries(service: Service) -> None:
+    async with service.host(ttl=3600) as ours, service.host(ttl=3600) as others:
+        for name in ("file", "other"):
+            await ours.write(name, b"content")
+            await set_xattr(ours, name, "user.kept", b"before")
+        writing = await ours.open("file", os.O_WRONLY)
+        await ours.fs.files.write(writing, 0, b"CON")
+        for name in ("file", "other"):
+            node = await ours.node(name)
+            await ours.fs.metadata.set_xattr(node, b"user.ours", b"new")  # with what follows
+            await set_xattr(others, name, "user.theirs", b"new")
+        await ours.close(writing)
+        await ours.rename("other", "new")
+    async with service.host() as host:
+        for name in ("file", "new"):
+            assert await xattrs(host, name) == dict.fromkeys(
+                ("user.kept", "user.theirs", "user.ours"), b"new"
+            ) | {"user.kept": b"before"}
+        assert await host.read("file") == b"CONtent"

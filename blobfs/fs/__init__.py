@@ -13,6 +13,7 @@
     commit     from a draft to a stored version; conflicts; recovery
     namespace  create, mkdir, symlink, unlink, rmdir, rename
     moving     renaming a directory
+    boxes      extended attributes, encrypted
     metadata   chmod, chown, utimensat, extended attributes
 
 Concurrency: the kernel serialises changes of one directory's names, and writes of one file; each

@@ -162,7 +162,7 @@ async def _resolve(store: Store, node: Node, draft: Draft, upload: Upload) -> No
             return
         same = node.info is not None and await _same(store, node.info, current)
         if same:
-            store.rebase(node, current)
+            await store.merge(node, current)
             return
         if store.policy.overwrite_on_conflict:
             node.info = current

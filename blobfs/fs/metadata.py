@@ -5,16 +5,15 @@ from dataclasses import dataclass, replace
 
 from blobfs.attributes import Kind, find_key, value_of
 from blobfs.blobs import BlobInfo
-from blobfs.envelope import BOX_KEY, Box, box_cek, box_encrypt, box_payload, new_cek
+from blobfs.envelope import BOX_KEY
 from blobfs.errors import ConditionFailed, PosixError
+from blobfs.fs.boxes import boxed, unboxed
 from blobfs.fs.files import Files, without_set_id
 from blobfs.fs.store import Store
 from blobfs.inodes import Node
 from blobfs.xattrs import (
     Attribute,
     View,
-    decode_box,
-    encode_box,
     envelope_of,
     listed,
     parse_name,
@@ -211,24 +210,15 @@ class Metadata:
             raise
 
     async def _boxed(self, node: Node) -> dict[str, bytes]:
-        value = self._current(node, BOX_KEY)
-        if value is None:
-            return {}
-        box = Box.parse(value)
-        cek = box_cek(await self._store.keyring.unwrap(box.wrapped))
-        return decode_box(box.decrypt(cek))
+        return await unboxed(self._store.keyring, self._current(node, BOX_KEY))
 
     async def _set_boxed(self, node: Node, name: str, value: bytes | None) -> None:
         attributes = await self._boxed(node)
         attributes.pop(name, None)
         if value is not None:
             attributes[name] = value
-        boxed = None
-        if attributes:
-            cek = new_cek()
-            wrapped = await self._store.keyring.wrap(box_payload(cek))
-            boxed = box_encrypt(cek, wrapped, encode_box(attributes)).serialize()
-        await self._set_metadata(node, BOX_KEY, boxed)
+        box = await boxed(self._store.keyring, attributes)
+        await self._set_metadata(node, BOX_KEY, box)
 
     async def _stored(self, node: Node) -> BlobInfo:
         """The node's blob, made first if there is none yet."""

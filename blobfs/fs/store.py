@@ -16,6 +16,7 @@ import trio
 
 from blobfs.attributes import (
     Kind,
+    find_key,
     put_key,
     value_of,
     write_attributes,
@@ -30,7 +31,7 @@ from blobfs.blobs import (
 )
 from blobfs.content import Content
 from blobfs.draft import Draft, PagePool, ReadBase
-from blobfs.envelope import METADATA_KEY
+from blobfs.envelope import BOX_KEY, METADATA_KEY
 from blobfs.errors import (
     AlreadyExists,
     BlobfsError,
@@ -39,6 +40,7 @@ from blobfs.errors import (
     PosixError,
     Unavailable,
 )
+from blobfs.fs.boxes import merged
 from blobfs.fs.deleting import Deletions
 from blobfs.fs.listing import Entry
 from blobfs.fs.nodes import Nodes, StorePolicy, kind_of_blob
@@ -201,13 +203,22 @@ class Store(Nodes):
             self._give_up(node)
             raise AlreadyExists(f"{name!r} is a file: the directory of its name has no attributes")
         if node.is_directory or node.info is None:
-            self.rebase(node, info)
+            await self.merge(node, info)
             return
         if not await self.reader.same_content(node.info, info):
             self._give_up(node)
             raise ConditionFailed(f"{name!r} was replaced by someone else")
         if node.content is not None:
             node.content.info = info
+        await self.merge(node, info)
+
+    async def merge(self, node: Node, info: BlobInfo) -> None:
+        """As `rebase`, of each extended attribute, too. Raises ContentError, without a change."""
+        key = find_key(node.overlay, BOX_KEY)
+        if key is not None:
+            base = None if node.info is None else value_of(node.info.metadata, BOX_KEY)
+            ours, theirs = node.overlay[key], value_of(info.metadata, BOX_KEY)
+            node.overlay[key] = await merged(self.keyring, base, ours, theirs)
         self.rebase(node, info)
 
     def _give_up(self, node: Node) -> None:
