@@ -212,6 +212,21 @@ async def test_a_directory_rename_that_fails_half_way_loses_nothing(service: Ser
         assert found == [("a", b"changed"), ("b", b"b"), ("c", b"c")]
 
 
+async def test_a_directory_rename_carries_what_others_have_just_changed_of_it(
+    service: Service,
+) -> None:
+    async with service.host(ttl=3600) as ours, service.host() as others:
+        await ours.mkdir("dir")
+        node = await others.node("dir")
+        await others.fs.metadata.set(node, Changes(mode=0o700), by_handle=False)
+        await others.fs.metadata.save(node)
+        await others.fs.metadata.set_xattr(node, b"user.azure.tag.theirs", b"yes")
+        await ours.rename("dir", "new")
+        node = await others.node("new")
+        assert node.attrs.mode == 0o700
+        assert await others.fs.metadata.get_xattr(node, b"user.azure.tag.theirs") == b"yes"
+
+
 @pytest.mark.parametrize(
     "fault",
     [operation("PUT", "/inside"), operation("DELETE", "dir/inside"), operation("PUT", "/new")],

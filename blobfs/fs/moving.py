@@ -190,10 +190,7 @@ async def _put_marker(move: _Move) -> BlobInfo:
     store, node = move.store, move.node
     headers, tags, tier = ContentHeaders(), None, None
     if node.info is not None:
-        try:
-            await store.as_stored(node)
-        except (ConditionFailed, NotFound):
-            await store.catch_up(node)
+        await store.catch_up(node)  # what others have changed of it goes with the old marker
     if node.info is not None:
         headers = node.info.headers
         tags, tier = await store.carried(store.volume(node), node.info)
