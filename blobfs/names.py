@@ -59,10 +59,26 @@ def is_storable(name: str) -> bool:
     return not (_UNSTORABLE.search(name) or name.endswith("."))
 
 
+def _characters(name: str) -> int:
+    """As Azure counts: UTF-16 units, of which a character beyond the BMP has two."""
+    return len(name.encode("utf-16-le")) // 2
+
+
+def marked(name: str, mark: str) -> str:
+    """The blob name with a mark at its end, where directories can show it: of a name that gets too
+    long by that the last segment is cut before the mark."""
+    directory, slash, segment = name.rpartition("/")
+    while segment and (
+        len((segment + mark).encode()) > MAX_SEGMENT_BYTES
+        or _characters(directory + slash + segment + mark) > MAX_NAME_CHARACTERS
+    ):
+        segment = segment[:-1]
+    return directory + slash + segment + mark
+
+
 def check_blob_name(name: str) -> None:
     """Raises PosixError(ENAMETOOLONG) when the whole name is over Azure's limits."""
-    # Azure counts UTF-16 units, in which a character beyond the BMP is two.
-    if len(name.encode("utf-16-le")) // 2 > MAX_NAME_CHARACTERS:
+    if _characters(name) > MAX_NAME_CHARACTERS:
         raise PosixError(errno.ENAMETOOLONG, "a blob name has at most 1,024 characters")
     if name.count("/") >= MAX_SEGMENTS:
         raise PosixError(errno.ENAMETOOLONG, "a blob name has at most 254 segments")

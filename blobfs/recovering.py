@@ -44,6 +44,7 @@ from blobfs.errors import (
 )
 from blobfs.fs.commit import CONFLICT_MARK
 from blobfs.keyring import Keyring
+from blobfs.names import marked
 from blobfs.recovery import (
     SUFFIX,
     RecoveryFile,
@@ -341,7 +342,7 @@ class Recovery:
 
 def _aside(file: RecoveryFile) -> str:
     """The name of its conflict copy."""
-    return f"{file.name}{CONFLICT_MARK}{file.path.name.removesuffix(SUFFIX)}"
+    return marked(file.name, CONFLICT_MARK + file.path.name.removesuffix(SUFFIX))
 
 
 def _block_ids(file: RecoveryFile, count: int) -> list[str]:

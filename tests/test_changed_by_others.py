@@ -137,18 +137,21 @@ async def test_what_is_marked_as_a_symbolic_link_is_not_read_beyond_what_one_can
             await host.fs.names.readlink(node)
 
 
+@pytest.mark.parametrize("name", ["file", "n" * 255, "é" * 127], ids=["short", "long", "é"])
 async def test_a_file_deleted_by_others_while_it_was_written_is_kept_beside_its_name(
-    service: Service,
+    service: Service, name: str
 ) -> None:
     async with service.host() as host:
-        await host.write("file", b"before")
-        handle = await host.open("file", os.O_RDWR | os.O_TRUNC)
+        await host.write(name, b"before")
+        handle = await host.open(name, os.O_RDWR | os.O_TRUNC)
         await host.fs.files.write(handle, 0, b"ours")
-        service.sdk.delete_blob("file")
+        service.sdk.delete_blob(name)
         with failing(errno.ESTALE):
             await host.close(handle)
         assert host.recovery_files() == []
         (aside,) = service.names()
+        assert await host.entries() == [aside]
+        assert aside.startswith(name[:100])
         assert await host.read(aside) == b"ours"
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from blobfs.attributes import Kind
 from blobfs.blobs import BlobInfo, Page
 from blobfs.fs.listing import Entry, Listing, Scanner
-from blobfs.names import HIDDEN_PREFIX
+from blobfs.names import HIDDEN_PREFIX, check_blob_name, is_showable, marked
 
 FOLDER = {"hdi_isfolder": "true"}
 
@@ -168,3 +168,32 @@ def test_a_listing_counts_its_directories() -> None:
     listing.set("gone", None)
     assert listing.subdirectories == 2
     assert set(listing.entries) == {"f", "new"}
+
+
+CHARACTERS = st.characters(exclude_characters="/\0", exclude_categories=["Cs"])
+SHOWN = st.one_of(
+    st.text(CHARACTERS, min_size=1, max_size=40),
+    st.builds(lambda character, size: character * size, CHARACTERS, st.integers(1, 255)),
+).filter(is_showable)
+
+
+@given(st.lists(SHOWN, min_size=1, max_size=8))
+def test_a_name_with_a_mark_is_shown_too_and_begins_with_what_there_is_room_for(
+    segments: list[str],
+) -> None:
+    name, mark = "/".join(segments), ".mark-" + "x" * 34
+    assume(utf16_units(name) <= 1024)
+    result = marked(name, mark)
+    directory, _, segment = result.rpartition("/")
+    assert directory == "/".join(segments[:-1])
+    assert segment.endswith(mark)
+    assert segments[-1].startswith(segment.removesuffix(mark))
+    assert is_showable(segment)
+    if utf16_units(directory) < 1024 - len("/" + mark):
+        check_blob_name(result)
+    has_room = len((name + mark).encode()) <= 255
+    assert result == name + mark or not has_room
+
+
+def utf16_units(name: str) -> int:
+    return len(name.encode("utf-16-le")) // 2

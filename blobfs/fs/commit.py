@@ -31,6 +31,7 @@ from blobfs.errors import (
 )
 from blobfs.fs.store import Store
 from blobfs.inodes import Node
+from blobfs.names import marked
 from blobfs.recovery import attempt_mark, keep_for_recovery
 from blobfs.writer import SINGLE_PUT, Properties, Upload
 
@@ -192,7 +193,7 @@ async def _same(store: Store, before: BlobInfo, after: BlobInfo) -> bool:
 
 async def _keep_aside(store: Store, node: Node, draft: Draft, upload: Upload) -> str:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    aside = f"{upload.name}{CONFLICT_MARK}{stamp}-{secrets.token_hex(3)}"
+    aside = marked(upload.name, f"{CONFLICT_MARK}{stamp}-{secrets.token_hex(3)}")
     properties = replace(await _own_properties(store, node), tags=None, tier=None)
     if draft.size > SINGLE_PUT or not upload.is_single:
         upload = store.new_upload(node, aside)
