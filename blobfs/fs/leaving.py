@@ -122,6 +122,6 @@ async def delete_hidden(store: Store, node: Node) -> None:
     try:
         await store.delete(container, name, node.info.etag)
     except BlobfsError as exc:
-        log.error("%s, of a file unlinked while open, is left behind: %s", name, exc)
+        log.error("%s, of a file whose name is gone, is left behind: %s", name, exc)
     node.hidden = ""
     node.info = None
