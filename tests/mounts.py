@@ -16,6 +16,7 @@ import secrets
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -82,6 +83,29 @@ def _ended_within(pid: int, limit_s: float) -> bool:
         return bool(select.select([process], [], [], limit_s)[0])
     finally:
         os.close(process)
+
+
+@contextmanager
+def _notified() -> Iterator[tuple[str, socket.socket]]:
+    """A socket that any user may send to, as systemd's (sd_notify(3)), and its address."""
+    with (
+        tempfile.TemporaryDirectory(prefix="notify-") as folder,  # a short path, as it has to be
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as notifications,
+    ):
+        os.chmod(folder, 0o711)
+        address = f"{folder}/socket"
+        notifications.bind(address)
+        os.chmod(address, 0o666)
+        yield address, notifications
+
+
+def _says_ready(notifications: socket.socket) -> bool:
+    while True:
+        try:
+            if b"READY=1" in notifications.recv(65536).split(b"\n"):
+                return True
+        except BlockingIOError:
+            return False
 
 
 class Mount:
@@ -165,34 +189,39 @@ class Mount:
         return command[:3] == ["-m", "blobfs", "mount"] and str(self.path) in command
 
     def start(self) -> None:
-        """Mount, and return when the mount is there; raises MountFailed.
+        """Mount, and return when the daemon says that it is ready; raises MountFailed. Before that
+        its own look at the mount point would keep it from being unmounted.
 
         Not for a worker thread: the daemon is told to leave when the thread that started it ends.
         """
         if self.user is not None:
             let_users_mount()
-        with self.stderr_path.open("ab") as stderr:
+        with self.stderr_path.open("ab") as stderr, _notified() as (address, notifications):
             self._process = subprocess.Popen(
                 [*as_user(self.user), *_DIE_WITH_US, *self.prefix, *self.argv()],
                 cwd=ROOT,
-                env=self.environment,
+                env={**self.environment, "NOTIFY_SOCKET": address},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 start_new_session=True,  # Ctrl-C unmounts first, then ends the daemon
             )
+            self._wait_until_ready(self._process, notifications)
+
+    def _wait_until_ready(
+        self, process: subprocess.Popen[bytes], notifications: socket.socket
+    ) -> None:
         deadline = time.monotonic() + START_LIMIT_S
         while time.monotonic() < deadline:
-            status = self._process.poll()
-            mounted = fstypes_at(self.path)[-1:] == [_FSTYPE]
+            status = process.poll()
             if self.foreground:
-                if mounted:
-                    self.pid = self._process.pid
+                if _says_ready(notifications):
+                    self.pid = process.pid
                     return
                 if status is not None:
                     raise MountFailed(status, self._stderr())
             elif status is not None:
-                if status != 0 or not mounted:
+                if status != 0 or fstypes_at(self.path)[-1:] != [_FSTYPE]:
                     raise MountFailed(status, self._stderr() or "no mount")
                 (self.pid,) = self._daemons()
                 return
