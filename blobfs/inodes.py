@@ -78,7 +78,7 @@ class Node:
     content: "Content | None" = None
     page_cache_etag = ""  # the content that the kernel's page cache was filled from
     hidden = ""  # blob name after an unlink while open
-    leaving: Any = None  # an event, while it is being unlinked or replaced
+    leaving: Any = None  # an event, while it is being unlinked, renamed or replaced
     is_ours = False  # this mount has made the blob: nobody has a lease on it, or a snapshot
     vanished = False  # taken out of the tree since others deleted it
     target: bytes | None = None  # of a symlink, once read
@@ -179,7 +179,7 @@ class Node:
     def is_local(self) -> bool:
         """Whether we know more about it than the service does."""
         has_written = self.draft is not None and self.draft.dirty
-        return has_written or self.unsaved or bool(self._overlay)
+        return has_written or self.unsaved or bool(self._overlay) or self.leaving is not None
 
     @property
     def size(self) -> int:

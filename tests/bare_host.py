@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, unquote
@@ -108,6 +108,12 @@ class Faulty(httpx.AsyncBaseTransport):
 
     def delayed(self, wanted: Wanted, until: trio.Event) -> AbstractContextManager[None]:
         return self._set(wanted, lambda request: until.wait())
+
+    def held(
+        self, wanted: Wanted, hold: Callable[[httpx.Request], Awaitable[None]]
+    ) -> AbstractContextManager[None]:
+        """For what `hold` does with the request; it goes on to the service when that returns."""
+        return self._set(wanted, hold)
 
     def late(self, wanted: Wanted, until: trio.Event) -> AbstractContextManager[None]:
         """Carried out at once; the answer comes later."""

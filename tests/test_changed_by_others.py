@@ -4,13 +4,15 @@ As in `test_adversarial`, without a kernel.
 """
 
 import errno
+import itertools
+import math
 import os
 
 import pytest
 
 from blobfs.envelope import SEAL_KEY
 from blobfs.fs import Changes
-from tests.bare_host import CALLER, Host, Service, failing
+from tests.bare_host import CALLER, Host, Service, failing, operation
 
 
 async def test_a_file_in_a_directory_that_others_removed_is_stored_under_its_own_name(
@@ -262,3 +264,39 @@ async def test_so_are_those_that_a_commit_or_a_rename_carries(service: Service) 
                 ("user.kept", "user.theirs", "user.ours"), b"new"
             ) | {"user.kept": b"before"}
         assert await host.read("file") == b"CONtent"
+
+
+@pytest.mark.parametrize("kind", ["attribute", "xattr"])
+async def test_a_change_that_fails_does_not_take_others_changes_with_it(
+    service: Service, kind: str
+) -> None:
+    """It has been put together with theirs by then, and is tried a second time."""
+    times = itertools.count(1)
+    put = operation("PUT", comp="metadata")
+    async with service.host(ttl=3600) as ours, service.host() as others:
+        await ours.write("file", b"content")
+        node, theirs = await ours.node("file"), await others.node("file")
+        change = ours.fs.metadata
+        if kind == "xattr":
+            await change.set_xattr(node, b"user.ours", b"1")  # with what follows
+            await set_xattr(others, "file", "user.theirs", b"2")
+        else:
+            await change.set(node, Changes(uid=5), by_handle=False)
+            await others.fs.metadata.set(theirs, Changes(mode=0o600), by_handle=False)
+            await others.fs.metadata.save(theirs)
+        node.committed_at = -math.inf  # too long ago for changes to wait
+        with (
+            ours.faults.unreachable(lambda request: put(request) and next(times) > 1),
+            failing(errno.EIO),
+        ):
+            if kind == "xattr":
+                await change.set_xattr(node, b"user.failed", b"3")
+            else:
+                await change.set(node, Changes(gid=7), by_handle=False)
+        await change.save(node)
+    async with service.host() as host:
+        if kind == "xattr":
+            assert await xattrs(host, "file") == {"user.ours": b"1", "user.theirs": b"2"}
+        else:
+            attrs = (await host.node("file")).attrs
+            assert (attrs.uid, attrs.gid, attrs.mode) == (5, 0, 0o600)

@@ -276,6 +276,40 @@ async def test_a_directory_rename_that_fails_again_can_still_be_finished(service
         assert await host.entries() == ["new"]
 
 
+async def test_of_two_hosts_that_rename_a_directory_the_later_takes_nothing_back_of_the_other(
+    service: Service,
+) -> None:
+    go = trio.Event()
+    async with service.host(ttl=60) as ours, service.host(ttl=60) as others:
+        await others.mkdir("dir")
+        await others.write("dir/file", b"content")
+        node = await others.node("dir")
+        await others.fs.metadata.set(node, Changes(mode=0o700), by_handle=False)
+        await others.fs.metadata.save(node)
+        await ours.node("dir")
+
+        async def rename() -> None:
+            with failing(errno.EEXIST):
+                await ours.rename("dir", "new")
+
+        copied = trio.Event()
+        with (
+            ours.faults.delayed(operation("PUT", "/new"), go),
+            others.faults.delayed(operation("PUT", "/new/file"), copied),
+        ):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(rename)
+                await ours.faults.met.wait()
+                nursery.start_soon(others.rename, "dir", "new")
+                await others.faults.met.wait()
+                go.set()
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                copied.set()
+    async with service.host() as host:
+        assert (await host.node("new")).attrs.mode == 0o700
+        assert await host.read("new/file") == b"content"
+
+
 async def test_renames_of_a_directory_and_of_one_below_it_at_once_agree(
     service: Service,
 ) -> None:

@@ -4,7 +4,9 @@ As in `test_adversarial`, without a kernel.
 """
 
 import errno
+import itertools
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from urllib.parse import unquote
 
@@ -14,16 +16,39 @@ import trio
 import trio.testing
 from azure.storage.blob import BlobProperties
 
+from blobfs.attributes import Kind
 from blobfs.fs import Changes
 from blobfs.inodes import Node
 from blobfs.names import HIDDEN_PREFIX
-from tests.bare_host import Host, Service, failing, operation
+from tests.bare_host import Host, Service, Wanted, failing, operation
 
 
 async def opened(host: Host, node: Node, flags: int = os.O_RDONLY) -> int:
     """As the kernel does that has looked up the name before."""
     handle, _ = await host.fs.files.open(node, flags)
     return handle
+
+
+async def source_and_target(service: Service) -> None:
+    """As others have made them: so the target is kept while the one replaces the other."""
+    async with service.host() as others:
+        await others.write("source", b"source")
+        await others.write("target", b"target")
+
+
+async def stored(service: Service) -> dict[str, bytes]:
+    async with service.host() as others:
+        return {
+            name: await others.read(name)
+            for name in service.names()
+            if (await others.node(name)).kind is Kind.FILE
+        }
+
+
+def of_hidden(method: str) -> Wanted:
+    return lambda request: (
+        request.method == method and HIDDEN_PREFIX.encode() in request.url.raw_path
+    )
 
 
 @pytest.mark.parametrize("is_stored", [True, False])
@@ -83,9 +108,7 @@ async def test_who_opens_a_file_while_its_name_goes_waits_and_looks_the_name_up_
 async def test_a_rename_that_is_refused_leaves_what_it_was_to_replace(
     service: Service, is_open: bool
 ) -> None:
-    async with service.host() as others:
-        await others.write("source", b"source")
-        await others.write("target", b"target")
+    await source_and_target(service)
     before = service.sdk.get_blob_client("target").get_blob_properties().metadata
     async with service.host(ttl=600) as host:
         reading = await host.open("target") if is_open else None
@@ -102,7 +125,241 @@ async def test_a_rename_that_is_refused_leaves_what_it_was_to_replace(
         lease.release()
         await host.rename("source", "target")
         assert await host.read("target") == b"source"
+        await host.fs.files.retry()  # nobody waits for the end of what was kept
     assert service.names() == ["target"]
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_a_rename_that_is_done_but_for_the_answer_is_not_rolled_back(
+    service: Service, is_open: bool
+) -> None:
+    """The deletion of the source was carried out: the copy is all there is."""
+    await source_and_target(service)
+    async with service.host(timeout=1) as host:
+        reading = await host.open("target") if is_open else None
+        answer = trio.Event()
+        with host.faults.late(operation("DELETE", "/source"), answer), failing(errno.EIO):
+            await host.rename("source", "target")
+        if reading is not None:
+            assert await host.read_all(reading) == b"target"
+            await host.close(reading)
+        assert await host.entries() == ["target"]
+    assert await stored(service) == {"target": b"source"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("source", "target"), ("source", "free"), ("directory", "free")]
+)
+async def test_a_deletion_that_comes_late_does_not_take_what_was_rolled_back_for_it(
+    service: Service, old: str, new: str
+) -> None:
+    """Its answer is given up, and the service carries it out after all."""
+    await source_and_target(service)
+    async with service.host() as host:
+        await host.mkdir("directory")
+        await host.write("directory/file", b"file")
+    before = service.names()
+    wanted = operation("DELETE", "/source" if old == "source" else "directory/file")
+    kept: list[httpx.Request] = []
+    async with service.host(timeout=1, attempts=1) as host:
+
+        async def keep(request: httpx.Request) -> None:
+            kept.append(request)
+            raise httpx.ReadError("the connection was cut")
+
+        with host.faults.held(wanted, keep), failing(errno.EIO):
+            await host.rename(old, new)
+        for request in kept:
+            await host.faults.inner.handle_async_request(request)
+    assert service.names() == before
+    contents = await stored(service)
+    assert (contents["source"], contents["target"]) == (b"source", b"target")
+    assert contents["directory/file"] == b"file"
+
+
+async def test_of_two_hosts_that_rename_the_same_neither_loses_it(service: Service) -> None:
+    await source_and_target(service)
+    go = trio.Event()
+    async with service.host(ttl=60) as ours, service.host(ttl=60) as others:
+
+        async def rename() -> None:
+            with failing(errno.ENOENT, errno.ESTALE):
+                await ours.rename("source", "target")
+
+        with ours.faults.delayed(operation("PUT", "/target"), go):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(rename)
+                await ours.faults.met.wait()
+                await others.rename("source", "target")
+                go.set()
+        await others.fs.files.retry()
+    assert await stored(service) == {"target": b"source"}
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+@pytest.mark.parametrize("is_refused", [True, False])
+async def test_who_looks_up_the_names_while_one_replaces_the_other_changes_nothing(
+    service: Service, is_open: bool, is_refused: bool
+) -> None:
+    await source_and_target(service)
+    go = trio.Event()
+    async with service.host() as host:
+        reading = await host.open("target") if is_open else None
+        if is_refused:
+            service.sdk.get_blob_client("source").acquire_lease()
+
+        async def rename() -> None:
+            with failing(errno.EBUSY) if is_refused else nullcontext():
+                await host.rename("source", "target")
+
+        with host.faults.delayed(operation("DELETE", "/source"), go):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(rename)
+                await host.faults.met.wait()
+                await host.node("source")
+                await host.node("target")
+                await host.entries()
+                go.set()
+        if reading is not None:
+            assert await host.read_all(reading) == b"target"
+            await host.close(reading)
+        await host.fs.files.retry()
+    before = {"source": b"source", "target": b"target"}
+    assert await stored(service) == (before if is_refused else {"target": b"source"})
+
+
+async def test_an_open_file_is_read_on_while_it_is_put_back(service: Service) -> None:
+    await source_and_target(service)
+    service.sdk.get_blob_client("source").acquire_lease()
+    go, copies = trio.Event(), itertools.count(1)
+    copy = operation("PUT", "/target")
+    async with service.host(ttl=60, cache_size=1) as host:
+        reading = await host.open("target")
+
+        async def rename() -> None:
+            with failing(errno.EBUSY):
+                await host.rename("source", "target")
+
+        with host.faults.delayed(lambda request: copy(request) and next(copies) == 2, go):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(rename)
+                await host.faults.met.wait()
+                assert await host.read_all(reading) == b"target"
+                go.set()
+        assert await host.read_all(reading) == b"target"
+        await host.close(reading)
+
+
+async def test_a_target_that_others_delete_meanwhile_leaves_nothing(service: Service) -> None:
+    await source_and_target(service)
+    service.sdk.get_blob_client("source").acquire_lease()
+    go = trio.Event()
+    async with service.host(ttl=60) as host:
+
+        async def rename() -> None:
+            with failing(errno.EBUSY):
+                await host.rename("source", "target")
+
+        with host.faults.delayed(operation("DELETE", "/source"), go):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(rename)
+                await host.faults.met.wait()
+                service.sdk.delete_blob("target")
+                go.set()
+        assert await host.entries() == ["source"]
+    assert service.names() == ["source"]
+
+
+async def test_a_hidden_copy_that_was_made_unheard_is_taken_away(service: Service) -> None:
+    await source_and_target(service)
+    async with service.host(timeout=1) as host:
+        with host.faults.late(of_hidden("PUT"), trio.Event()), failing(errno.EIO):
+            await host.rename("source", "target")
+    assert await stored(service) == {"source": b"source", "target": b"target"}
+
+
+async def test_a_rename_does_not_wait_for_the_end_of_what_was_kept(service: Service) -> None:
+    await source_and_target(service)
+    go = trio.Event()
+    async with service.host() as host:
+        node = await host.node("target")
+
+        async def open_it() -> None:
+            with failing(errno.ESTALE):
+                await opened(host, node)
+
+        with host.faults.delayed(of_hidden("DELETE"), go):
+            await host.rename("source", "target")
+            async with trio.open_nursery() as nursery:
+                await host.faults.met.wait()
+                nursery.start_soon(open_it)  # by the name that it had
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                go.set()
+    assert await stored(service) == {"target": b"source"}
+
+
+@pytest.mark.parametrize("is_heard", [True, False])
+async def test_an_unlink_that_is_done_but_for_the_answer_keeps_the_content_for_who_reads_it(
+    service: Service, is_heard: bool
+) -> None:
+    async with service.host(timeout=1, cache_size=1) as host:
+        await host.write("file", b"content")
+        reading = await host.open("file")
+        wanted = operation("DELETE", "/file")
+        faults = host.faults.unheard(wanted) if is_heard else host.faults.late(wanted, trio.Event())
+        with faults, trio.move_on_after(1), failing(errno.EIO) if is_heard else nullcontext():
+            await host.unlink("file")
+        assert await host.read_all(reading) == b"content"
+        assert await host.entries() == []
+        await host.close(reading)
+    assert service.names() == []
+
+
+async def test_a_conflict_of_what_is_to_replace_a_file_is_no_error_that_the_kernel_tries_again(
+    service: Service,
+) -> None:
+    """It would rename what others have stored under the name."""
+    async with service.host(ttl=60) as host:
+        await host.write("file", b"old")
+        writing = await host.create("new", b"ours")
+        async with service.host() as others:
+            await others.write("new", b"theirs")
+        with failing(errno.EIO):
+            await host.rename("new", "file")
+        await host.close(writing)
+    contents = await stored(service)
+    assert sorted(contents.values()) == [b"old", b"ours", b"theirs"]
+    assert (contents["file"], contents["new"]) == (b"old", b"theirs")
+
+
+async def test_what_is_not_stored_yet_is_renamed_without_the_right_to_delete(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        root = host.fs.inodes.root
+        root.volume = replace(root.volume, may_delete=lambda: False)
+        writing = await host.create("file", b"content")
+        await host.rename("file", "new")
+        await host.close(writing)
+    assert await stored(service) == {"new": b"content"}
+
+
+async def test_a_truncate_by_name_that_was_done_unheard_is_no_conflict_for_who_writes(
+    service: Service,
+) -> None:
+    async with service.host(ttl=60) as host:
+        await host.write("file", b"content")
+        writing = await host.open("file", os.O_RDWR)
+        node = await host.node("file")
+        with (
+            host.faults.unheard(lambda request: request.method in ("PUT", "HEAD")),
+            failing(errno.EIO),
+        ):
+            await host.fs.metadata.set(node, Changes(size=3), by_handle=False)
+        assert await host.node("file") is node
+        await host.fs.files.write(writing, 0, b"C")
+        await host.close(writing)
+    assert await stored(service) == {"file": b"Con"}
 
 
 @pytest.mark.parametrize("new", ["target", "free"])
@@ -167,9 +424,7 @@ class PendingCopy:
 async def test_a_copy_that_the_service_does_not_end_leaves_the_names_as_they_were(
     service: Service, target: str
 ) -> None:
-    async with service.host() as others:
-        await others.write("source", b"source")
-        await others.write("target", b"target")
+    await source_and_target(service)
     copy = PendingCopy(service, target)
     async with service.host(timeout=1) as host:
         with host.faults.answered(copy.wanted, copy.answer), failing(errno.EIO):
@@ -192,9 +447,7 @@ async def test_what_replaces_a_file_while_it_is_written_is_stored_first(service:
 
 
 async def test_what_the_service_keeps_for_a_moment_is_not_shown(service: Service) -> None:
-    async with service.host() as others:
-        await others.write("source", b"source")
-        await others.write("target", b"target")
+    await source_and_target(service)
     go = trio.Event()
     async with service.host() as host, service.host() as others:
         with host.faults.delayed(operation("DELETE", "/source"), go):
@@ -204,6 +457,7 @@ async def test_what_the_service_keeps_for_a_moment_is_not_shown(service: Service
                 assert [name for name in service.names() if name.startswith(HIDDEN_PREFIX)]
                 assert await others.entries() == ["source", "target"]
                 go.set()
+        await host.fs.files.retry()
     assert service.names() == ["target"]
 
 

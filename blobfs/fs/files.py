@@ -37,6 +37,10 @@ neither store nor keep. The close had its whole time: now a recovery file is wor
 another wait, during which a crash would lose the content."""
 
 
+GONE = -1
+"""Of an attempt to store a draft that was dropped: as many changes as no other has."""
+
+
 class Files:
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -61,6 +65,8 @@ class Files:
         while node.leaving is not None:
             # What is kept of it for open handles is chosen: this one is too late to be among them.
             await node.leaving.wait()
+        if not (node.is_linked or node.hidden or node.draft is not None):
+            raise PosixError(errno.ESTALE, "nothing is left of it: its name is to be looked up")
         if writable:
             store.check_rewritable(node)
         number = self._inodes.open(node, writable=writable, reach=Reach(), privileged=privileged)
@@ -208,7 +214,10 @@ class Files:
                 await self.commit(node)
             finally:
                 if not node.opens or (self._is_unsaved(node) and not was_dirty):
+                    attempts = dict.fromkeys(node.attempts, GONE)
                     self._drop_draft(node)
+                    if node.opens:
+                        node.attempts.update(attempts)  # it may have happened all the same
 
     async def _truncate(self, node: Node, size: int, privileged: bool) -> None:
         _check_size(size)

@@ -7,16 +7,14 @@ the network can keep the rename from being finished: if that fails, it is put ba
 
 import logging
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import trio
 
-from blobfs.attributes import value_of
-from blobfs.blobs import BlobInfo
-from blobfs.envelope import METADATA_KEY
-from blobfs.errors import BlobfsError, ConditionFailed
+from blobfs.blobs import BlobInfo, Container
+from blobfs.errors import BlobfsError, ConditionFailed, Leased, NotFound
 from blobfs.fs.store import CLEAN_UP_TIME, Store
 from blobfs.inodes import Node
 from blobfs.names import HIDDEN_PREFIX, join
@@ -27,101 +25,173 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Leaving:
-    """A file that is being unlinked or replaced: its blob until then, the blob of which a copy is
-    to replace it, and the ETag of that copy when it is known."""
+    """A file that is being unlinked or replaced: its blob until then, and that blob's hidden copy.
+
+    Of what replaces it: the ETag that the copy got, "" if it is not known, and whether the source
+    of the copy is there for certain, None if that is not known.
+    """
 
     info: BlobInfo | None
-    source: BlobInfo | None = None
+    kept: BlobInfo | None = None
     copied_as: str = ""
+    source_stays: bool | None = None
 
-    def is_replaced_by(self, there: BlobInfo) -> bool:
-        """Whether what is there is our copy, whole or not; one without an answer is known by its
-        wrapped CEK, which no other blob has."""
-        assert self.source is not None
-        ours = value_of(self.source.metadata, METADATA_KEY)
-        return (
-            there.etag == self.copied_as
-            or there.copy_status in ("aborted", "failed")
-            or (ours is not None and ours == value_of(there.metadata, METADATA_KEY))
-        )
+    def is_to_be_put_back(self, there: BlobInfo) -> bool:
+        """Whether what has taken its place is no loss: a copy of what still is where it was, or one
+        that was aborted. A copy without an answer could be another host's."""
+        is_ours = there.etag == self.copied_as and self.source_stays is True
+        return is_ours or (there.copy_status in ("aborted", "failed") and not there.size)
+
+
+@contextmanager
+def leaving(node: Node) -> Iterator[None]:
+    """Who looks the node up meanwhile gets it as it is, and who opens it waits."""
+    event = node.leaving = trio.Event()
+    try:
+        yield
+    finally:
+        node.leaving = None
+        event.set()
 
 
 @asynccontextmanager
 async def hidden(store: Store, node: Node, *, always: bool = False) -> AsyncIterator[Leaving]:
     """Keep the content of an open file, or `always`, under a hidden name while its own goes.
 
-    When that fails the file is what it was: what is written to it must not end up under a name
-    that the last close deletes. The caller holds the node's lock; who opens the file meanwhile
-    waits (`Node.leaving`).
+    When that fails the file is what it was, as far as its blob is: what is written to it must not
+    end up under a name that the last close deletes. The caller holds the node's lock.
     """
-    event = node.leaving = trio.Event()
-    try:
-        leaving = await _hide(store, node, always=always)
+    with leaving(node):
+        record = Leaving(node.info)
+        if node.info is not None and (node.opens or always):
+            record.kept = await _hide(store, node)
         try:
-            yield leaving
+            yield record
         except BaseException:
-            if node.hidden:
-                await _unhide(store, node, leaving)
+            if record.kept is not None:
+                await _come_back(store, node, record)
             raise
-    finally:
-        node.leaving = None
-        event.set()
 
 
-async def _hide(store: Store, node: Node, *, always: bool) -> Leaving:
-    if node.info is None or not (node.opens or always):
-        return Leaving(node.info)
+async def _hide(store: Store, node: Node) -> BlobInfo:
     volume = store.volume(node)
-    hidden = join([volume.prefix, HIDDEN_PREFIX + secrets.token_hex(12)])
-    copied = await store.copy(node, hidden, create=True)
-    leaving = Leaving(node.info)
-    node.hidden, node.info = hidden, copied
+    name = join([volume.prefix, HIDDEN_PREFIX + secrets.token_hex(12)])
+    try:
+        kept = await store.copy(node, name, create=True)
+    except BaseException:
+        with trio.move_on_after(CLEAN_UP_TIME, shield=True), suppress(BlobfsError):
+            await volume.container.delete(name)  # made all the same, unheard?
+        raise
+    node.hidden, node.info = name, kept
     if node.content is not None:
-        node.content.info = copied
-    return leaving
+        node.content.info = kept
+    return kept
 
 
-async def _unhide(store: Store, node: Node, leaving: Leaving) -> None:
-    copy, name = node.info, node.hidden
-    assert copy is not None
-    node.hidden, node.info = "", leaving.info
-    seconds = CLEAN_UP_TIME + copy.size / SLOWEST_UPLOAD
-    with trio.move_on_after(seconds, shield=True) as scope:
+async def _come_back(store: Store, node: Node, record: Leaving) -> None:
+    kept, info = record.kept, record.info
+    assert kept is not None
+    assert info is not None
+    seconds = CLEAN_UP_TIME + kept.size / SLOWEST_UPLOAD
+    problem = "no answer"
+    with trio.move_on_after(seconds, shield=True):
         try:
-            node.info = await _put_back(store, node, copy, leaving)
-            await store.delete(store.volume(node).container, name, copy.etag)
+            await _settle(store, node, record, kept, info)
+            return
         except BlobfsError as exc:
-            log.error("%s, what %s was before, is left behind: %s", name, node.path, exc)
-    if scope.cancelled_caught:
-        log.error("%s, what %s was before, is left behind: no answer", name, node.path)
-    if node.content is not None and node.info is not None:
-        node.content.info = node.info
+            problem = str(exc)
+    log.error("%s, what %s was before, is left behind: %s", kept.name, node.path, problem)
+    _show(node, info)
 
 
-async def _put_back(store: Store, node: Node, copy: BlobInfo, leaving: Leaving) -> BlobInfo | None:
-    """The node's blob, which is `copy`'s again if another has taken its place meanwhile."""
-    if leaving.info is None or leaving.source is None:
-        return leaving.info
-    volume, name = store.volume(node), leaving.info.name
-    there = await volume.container.head(name)
-    if there.etag == leaving.info.etag:
-        return leaving.info
-    if not leaving.is_replaced_by(there):
-        raise ConditionFailed(f"{name!r} was changed by someone else")
-    tags, tier = await store.carried(volume, copy)
+async def _settle(
+    store: Store, node: Node, record: Leaving, kept: BlobInfo, info: BlobInfo
+) -> None:
+    """Make of the node what has become of its name, and delete what was kept if nobody needs it."""
+    container = store.volume(node).container
+    there = await _find(container, info.name)
+    if there is None or (there.etag == record.copied_as and record.source_stays is False):
+        # What failed has happened all the same.
+        if not node.opens:
+            node.hidden = ""
+        if node.is_linked:
+            store.unlink(node)
+        if not node.opens:
+            await store.delete(container, kept.name, kept.etag)
+        return
+    if there.etag == record.copied_as and record.source_stays is None:
+        raise ConditionFailed(f"it is not known whether {info.name!r} was replaced")
+    if record.is_to_be_put_back(there):
+        info = await _put_back(store, node, kept, there)
+    _show(node, info)
+    await store.delete(container, kept.name, kept.etag)
+
+
+def _show(node: Node, info: BlobInfo) -> None:
+    node.hidden, node.info = "", info
+    if node.content is not None:
+        node.content.info = info
+
+
+async def _put_back(store: Store, node: Node, kept: BlobInfo, there: BlobInfo) -> BlobInfo:
+    volume = store.volume(node)
+    tags, tier = await store.carried(volume, kept)
     version = await volume.container.copy(
-        copy.name, name, source_etag=copy.etag, tags=tags, tier=tier, if_match=there.etag
+        kept.name, there.name, source_etag=kept.etag, tags=tags, tier=tier, if_match=there.etag
     )
-    return replace(copy, name=name, etag=version.etag, last_modified_ns=version.last_modified_ns)
+    return replace(
+        kept, name=there.name, etag=version.etag, last_modified_ns=version.last_modified_ns
+    )
+
+
+async def _find(container: Container, name: str) -> BlobInfo | None:
+    try:
+        return await container.head(name)
+    except NotFound:
+        return None
+
+
+async def stays(store: Store, node: Node) -> bool:
+    """Whether the blob of a file of which the deletion failed is there, and will be."""
+    info = node.info
+    assert info is not None
+    try:
+        fenced = await fence(store.volume(node).container, info)
+    except NotFound:
+        return False
+    except ConditionFailed:
+        return True
+    if fenced is not info:
+        store.new_version(node, fenced, fenced.version)
+    return True
+
+
+async def fence(container: Container, info: BlobInfo) -> BlobInfo:
+    """A new version of a blob, equal to the old one: a deletion that may still be on its way has
+    that one's ETag as its condition, and fails.
+
+    Raises NotFound when the blob is gone by now, and ConditionFailed when others have changed it,
+    which does as well.
+    """
+    try:
+        version = await container.set_metadata(info.name, info.metadata, if_match=info.etag)
+    except Leased:
+        return info  # nor can it be deleted
+    except ConditionFailed:  # what Azurite says of one that is gone, too
+        await container.head(info.name)
+        raise
+    return replace(info, etag=version.etag, last_modified_ns=version.last_modified_ns)
 
 
 async def delete_hidden(store: Store, node: Node) -> None:
-    """Delete what was kept of a file that nobody has open any more. Raises nothing of ours."""
+    """Delete what was kept of a file that nobody has open any more; the caller holds its lock.
+    Raises nothing of ours."""
     container, name = store.locate(node)
     assert node.info is not None
-    try:
-        await store.delete(container, name, node.info.etag)
-    except BlobfsError as exc:
-        log.error("%s, of a file whose name is gone, is left behind: %s", name, exc)
-    node.hidden = ""
-    node.info = None
+    with leaving(node):
+        try:
+            await store.delete(container, name, node.info.etag)
+        except BlobfsError as exc:
+            log.error("%s, of a file whose name is gone, is left behind: %s", name, exc)
+        node.hidden = ""
+        node.info = None

@@ -76,10 +76,13 @@ class Metadata:
                 return
             store.changed(node)
             if not store.may_wait(node):
+                info = node.info
                 try:
                     await store.save(node)
                 except BaseException:
-                    node.attrs = before
+                    # The version, too, before others' changes were put together with ours: what of
+                    # theirs was taken up is found out again.
+                    node.attrs, node.info = before, info
                     node.unsaved = node.unsaved and unsaved  # what was accepted before stays due
                     raise
 
@@ -197,7 +200,7 @@ class Metadata:
     async def _set_metadata(self, node: Node, key: str, value: str | None) -> None:
         """Put one metadata value on top of what is stored. ENOSPC over the limit: no change."""
         store = self._store
-        before = dict(node.overlay)
+        before, info = dict(node.overlay), node.info
         node.overlay[find_key(node.overlay, key.lower()) or key] = value
         try:
             store.composed(node)
@@ -206,7 +209,7 @@ class Metadata:
             if not store.may_wait(node):
                 await store.save(node)
         except BaseException:
-            node.overlay = before
+            node.overlay, node.info = before, info  # as above
             raise
 
     async def _boxed(self, node: Node) -> dict[str, bytes]:

@@ -20,6 +20,7 @@ from blobfs.attributes import INTENT_KEY, put_key, value_of
 from blobfs.blobs import BlobInfo, Container, ContentHeaders
 from blobfs.envelope import METADATA_KEY
 from blobfs.errors import AlreadyExists, BlobfsError, ConditionFailed, NotFound, Unavailable
+from blobfs.fs.leaving import fence
 from blobfs.fs.store import Store
 from blobfs.inodes import Node
 from blobfs.names import check_blob_name
@@ -61,6 +62,7 @@ class _Move:
     sources: list[BlobInfo] = field(default_factory=list)
     begun: set[str] = field(default_factory=set)
     copies: dict[str, BlobInfo] = field(default_factory=dict)
+    deleting: set[str] = field(default_factory=set)
     deleted: set[str] = field(default_factory=set)
 
 
@@ -180,9 +182,10 @@ async def _announce(move: _Move) -> BlobInfo:
     """The target's marker, with all that the directory's has and the name that fills it."""
     try:
         return await _put_marker(move)
-    except BaseException:
-        with trio.move_on_after(UNHEARD_TIME, shield=True):
-            await _withdraw(move, None)
+    except BaseException as exc:
+        if isinstance(exc, Unavailable) or not isinstance(exc, BlobfsError):
+            with trio.move_on_after(UNHEARD_TIME, shield=True):
+                await _withdraw(move, None)
         raise
 
 
@@ -275,16 +278,25 @@ async def _copy_blob(move: _Move, info: BlobInfo, name: str) -> BlobInfo:
 
 
 async def _delete_source(move: _Move, info: BlobInfo) -> None:
+    move.deleting.add(info.name)
     with suppress(NotFound):
         await move.container.delete(info.name, if_match=info.etag)
     move.deleted.add(info.name)
 
 
-async def _is_there(move: _Move, name: str) -> bool:
+async def _stays(move: _Move, info: BlobInfo) -> bool:
+    """Whether the source is there, and will be."""
+    if info.name in move.deleted:
+        return False
     try:
-        await move.container.head(name)
+        if info.name in move.deleting:
+            await fence(move.container, info)
+        else:
+            await move.container.head(info.name)
     except NotFound:
         return False
+    except ConditionFailed:
+        pass  # others have changed it
     return True
 
 
@@ -310,7 +322,7 @@ async def _undo(move: _Move, marker: BlobInfo) -> None:
             copy = move.copies.get(info.name) or await _unnoticed_copy(move, info)
             if copy is None:
                 return
-            if info.name in move.deleted or not await _is_there(move, info.name):
+            if not await _stays(move, info):
                 await _copy_blob(move, copy, info.name)
             await move.store.delete(move.container, copy.name, copy.etag)
         except BlobfsError as exc:

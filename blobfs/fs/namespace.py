@@ -6,6 +6,7 @@ nothing is deleted before everything is copied, and a failure takes the copies b
 """
 
 import errno
+import logging
 import math
 import stat
 from contextlib import ExitStack
@@ -26,7 +27,7 @@ from blobfs.errors import (
     Unavailable,
 )
 from blobfs.fs.commit import commit
-from blobfs.fs.leaving import Leaving, delete_hidden, hidden
+from blobfs.fs.leaving import Leaving, delete_hidden, hidden, leaving, stays
 from blobfs.fs.listing import Listing
 from blobfs.fs.moving import is_resumable, move_directory
 from blobfs.fs.store import CLEAN_UP_TIME, Store
@@ -34,7 +35,9 @@ from blobfs.fs.tree import Tree
 from blobfs.inodes import Node
 from blobfs.names import check_blob_name
 from blobfs.reader import Reach
-from blobfs.writer import SINGLE_PUT, Properties
+from blobfs.writer import SINGLE_PUT, SLOWEST_UPLOAD, Properties
+
+log = logging.getLogger(__name__)
 
 LONGEST_TARGET = 4095
 """Bytes of a symbolic link's target: PATH_MAX of linux/limits.h, less the zero at its end."""
@@ -221,13 +224,18 @@ class Namespace:
             with store.in_doubt(node):
                 await store.ensure_marker(parent)
                 async with store.locked(node):
-                    container = store.volume(node).container
-                    for marker in (slash_marker, node.info):
-                        if marker is not None:
-                            await store.delete(container, marker.name, marker.etag)
-                    store.listings.drop(node)
-                    store.unlink(node)
+                    with leaving(node):
+                        await self._remove_directory(node, slash_marker)
         self._touch(parent)
+
+    async def _remove_directory(self, node: Node, slash_marker: BlobInfo | None) -> None:
+        store = self._store
+        container = store.volume(node).container
+        for marker in (slash_marker, node.info):
+            if marker is not None:
+                await store.delete(container, marker.name, marker.etag)
+        store.listings.drop(node)
+        store.unlink(node)
 
     # Renaming
 
@@ -293,7 +301,7 @@ class Namespace:
             async with self._moving:
                 await move_directory(store, node, target, new_parent, new_name)
         else:
-            await self._rename_file(node, target, new_parent, new_name)
+            await self._rename_file(node, target, new_parent, new_name, scope)
         node.attrs.ctime_ns = store.now_ns()
         self._touch(old_parent)
         self._touch(new_parent)
@@ -319,52 +327,77 @@ class Namespace:
             raise PosixError(errno.EINVAL, "a directory cannot go into itself")
         if target is not None and target.is_directory != node.is_directory:
             raise PosixError(errno.EISDIR if target.is_directory else errno.ENOTDIR)
-        if not store.volume(node).may_delete():
+        if (node.info is not None or node.is_directory) and not store.volume(node).may_delete():
             # The service would say so after the copy, which has replaced the target by then.
             raise Denied(f"{node.path!r} cannot be renamed: the SAS token lacks d")
 
     async def _rename_file(
-        self, node: Node, target: Node | None, new_parent: Node, new_name: str
+        self,
+        node: Node,
+        target: Node | None,
+        new_parent: Node,
+        new_name: str,
+        scope: trio.CancelScope,
     ) -> None:
         store = self._store
         # Several nodes' locks: the kernel runs one rename over a directory pair at a time, and
         # nothing else takes a second lock. The directory's keeps it from being renamed meanwhile.
         async with store.locked(new_parent), store.locked(node, holding=new_parent):
             if target is None:
-                await self._move_file(node, None, None, new_parent, new_name)
-            else:
-                store.check_rewritable(target)
-                async with store.locked(target, holding=new_parent):
-                    await self._replace(node, target, new_parent, new_name)
+                with leaving(node):
+                    await self._move_file(node, None, new_parent, new_name, Leaving(None))
+                return
+            store.check_rewritable(target)
+            async with store.locked(target, holding=new_parent):
+                if target.info is not None:
+                    # What replaces it is stored: after a crash there is one of the two.
+                    await self._commit(node, scope)
+                keep = hidden(store, target, always=not _goes_surely(node))
+                with leaving(node):
+                    async with keep as record:
+                        await self._move_file(node, target, new_parent, new_name, record)
+            if target.hidden and not target.opens:
+                self._inodes.hold(target)
+                store.nursery.start_soon(self._delete_hidden, target)
 
-    async def _replace(self, node: Node, target: Node, new_parent: Node, new_name: str) -> None:
-        store, replaced = self._store, target.info
-        if replaced is not None:
-            # What replaces it is a stored version: after a crash there is one of the two.
-            await commit(store, node)
-        async with hidden(store, target, always=not _goes_surely(node)) as leaving:
-            await self._move_file(node, target, replaced, new_parent, new_name, leaving)
-        if target.hidden and not target.opens:
-            await delete_hidden(store, target)
+    async def _commit(self, node: Node, scope: trio.CancelScope) -> None:
+        if node.draft is not None and node.draft.dirty:
+            scope.deadline += node.draft.size / SLOWEST_UPLOAD
+        try:
+            await commit(self._store, node)
+        except ConditionFailed as exc:
+            # After ESTALE the kernel would try again, with what others have stored.
+            log.error("%s is not renamed: %s", node.path, exc)
+            raise PosixError(errno.EIO, str(exc)) from exc
+
+    async def _delete_hidden(self, node: Node) -> None:
+        """What there is no time for is left to `Files.retry`. Raises nothing."""
+        try:
+            with trio.move_on_after(self._store.write_policy.timeout):
+                async with self._inodes.lock(node):
+                    if node.hidden and not node.opens:
+                        await delete_hidden(self._store, node)
+        except Exception:  # nobody waits for it, and it must not end the mount
+            log.exception("%s: a bug in blobfs", node.path)
+        finally:
+            self._inodes.let_go(node)
 
     async def _move_file(
         self,
         node: Node,
         target: Node | None,
-        replaced: BlobInfo | None,
         new_parent: Node,
         new_name: str,
-        leaving: Leaving | None = None,
+        record: Leaving,
     ) -> None:
-        store = self._store
+        """`record` is of the target: no blob, if there is none to be replaced."""
+        store, replaced = self._store, record.info
         if node.upload is not None:
             node.upload.abandon()  # staged under the old name
             node.upload = None
         source = moved = None
         if node.info is not None:
             before = replace(node.attrs), dict(node.overlay)
-            if leaving is not None and replaced is not None:
-                leaving.source = node.info
             moved = await store.copy(
                 node,
                 store.blob_name(new_parent, new_name),
@@ -372,11 +405,9 @@ class Namespace:
                 create=replaced is None,
             )
             source = node.info
-            if leaving is not None:
-                leaving.copied_as = moved.etag
-            is_kept = target is not None and target.hidden != ""
-            await self._delete_source(node, source, moved, replaced is None, wait=is_kept)
-            node.is_ours = node.is_ours and replaced is None
+            record.copied_as = moved.etag
+            await self._delete_source(node, source, moved, record)
+            node.is_ours = node.is_ours and (replaced is None or _is_ours(target))
             if before == (node.attrs, node.overlay):
                 node.unsaved = False
                 node.overlay.clear()
@@ -394,11 +425,11 @@ class Namespace:
             store.wrote(node, moved)
 
     async def _delete_source(
-        self, node: Node, source: BlobInfo, moved: BlobInfo, is_new: bool, *, wait: bool
+        self, node: Node, source: BlobInfo, moved: BlobInfo, record: Leaving
     ) -> None:
         """Delete what was copied; if that fails, take the copy back where nothing was replaced.
-        One of many may return before unless it is to `wait` (see `deleting`): if it fails then,
-        both are there."""
+        One of many may return before unless what it replaces is kept (see `deleting`): if it fails
+        then, both are there."""
         container, directory = self._store.volume(node).container, node.parent
         deletions = self._store.deletions
         assert directory is not None
@@ -412,7 +443,7 @@ class Namespace:
                 if await self._is_left(container, source.name):
                     raise
 
-        if not wait and deletions.begin(directory, node.name, delete):
+        if record.kept is None and deletions.begin(directory, node.name, delete):
             return
         try:
             await delete()
@@ -420,10 +451,10 @@ class Namespace:
         except BaseException as exc:
             with trio.move_on_after(CLEAN_UP_TIME, shield=True):
                 # A deletion without an answer may have been done: then the copy is all there is.
-                is_left = await self._is_left(container, source.name)
-                if not is_left and isinstance(exc, BlobfsError):
+                record.source_stays = await stays(self._store, node)
+                if not record.source_stays and isinstance(exc, BlobfsError):
                     return
-                if is_left and is_new:
+                if record.source_stays and record.info is None:
                     await self._store.delete(container, moved.name, moved.etag)
             raise
 
@@ -433,6 +464,10 @@ class Namespace:
         except NotFound:
             return False
         return True
+
+
+def _is_ours(node: Node | None) -> bool:
+    return node is not None and node.is_ours
 
 
 def _goes_surely(node: Node) -> bool:
