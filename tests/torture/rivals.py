@@ -43,7 +43,7 @@ before that may be out of date, and is believed for a `metadata_ttl` as all that
 WHOLE = (b"", OLD, NEW, OLD[:3], NEW[:3], b"target")
 
 TAKING = (
-    *("unlink", "unlink_open", "replace", "truncate", "flush", "fsync"),
+    *("unlink", "unlink_open", "replace", "replace_kept", "truncate", "flush", "fsync"),
     *("write_inside", "unlink_inside"),
 )
 
@@ -87,8 +87,8 @@ OPERATIONS: dict[str, Operation] = cancellation.OPERATIONS | {
 }
 
 NAMES = (
-    {"create", "mkdir", "symlink", "unlink", "unlink_open", "rename", "replace", "rmdir"}
-    | {"rename_directory"},
+    {"create", "mkdir", "symlink", "unlink", "unlink_open", "rename", "replace", "replace_kept"}
+    | {"rename_directory", "rmdir"},
     {"create_inside", "unlink_inside"},
 )
 """What changes names in one directory: the kernel lets one such call through at a time."""
@@ -153,6 +153,7 @@ async def _judge(place: Service, host: Host, names: tuple[str, str], where: str)
     assert not wrong, f"{where}: {wrong} are not shown as they are stored"
     for path, content in shown.items():
         assert content in WHOLE, f"{where}: {path} is a mixture"
+    assert NEW in shown.values(), f"{where}: what may replace a file is lost"
     if not set(names) & set(TAKING):
         assert list(shown.values()).count(OLD) >= 2, f"{where}: a file is lost"
 
