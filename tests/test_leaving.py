@@ -228,6 +228,21 @@ async def test_who_looks_up_the_names_while_one_replaces_the_other_changes_nothi
     assert await stored(service) == (before if is_refused else {"target": b"source"})
 
 
+async def test_a_target_whose_attributes_others_have_changed_is_replaced_at_once(
+    service: Service,
+) -> None:
+    await source_and_target(service)
+    async with service.host(ttl=60) as ours, service.host() as others:
+        await ours.node("source")
+        await ours.node("target")
+        node = await others.node("target")
+        await others.fs.metadata.set(node, Changes(mode=0o600), by_handle=False)
+        await others.fs.metadata.save(node)
+        await ours.rename("source", "target")
+        await ours.fs.files.retry()
+    assert await stored(service) == {"target": b"source"}
+
+
 async def test_an_open_file_is_read_on_while_it_is_put_back(service: Service) -> None:
     await source_and_target(service)
     service.sdk.get_blob_client("source").acquire_lease()

@@ -64,7 +64,7 @@ async def hidden(store: Store, node: Node, *, always: bool = False) -> AsyncIter
     with leaving(node):
         record = Leaving(node.info)
         if node.info is not None and (node.opens or always):
-            record.kept = await _hide(store, node)
+            record.info, record.kept = await _hide(store, node)
         try:
             yield record
         except BaseException:
@@ -73,7 +73,8 @@ async def hidden(store: Store, node: Node, *, always: bool = False) -> AsyncIter
             raise
 
 
-async def _hide(store: Store, node: Node) -> BlobInfo:
+async def _hide(store: Store, node: Node) -> tuple[BlobInfo | None, BlobInfo]:
+    """The blob that the node had, as it was copied, and the copy, which it has now."""
     volume = store.volume(node)
     name = join([volume.prefix, HIDDEN_PREFIX + secrets.token_hex(12)])
     try:
@@ -82,10 +83,11 @@ async def _hide(store: Store, node: Node) -> BlobInfo:
         with trio.move_on_after(CLEAN_UP_TIME, shield=True), suppress(BlobfsError):
             await volume.container.delete(name)  # made all the same, unheard?
         raise
+    info = node.info  # others may have changed its metadata
     node.hidden, node.info = name, kept
     if node.content is not None:
         node.content.info = kept
-    return kept
+    return info, kept
 
 
 async def _come_back(store: Store, node: Node, record: Leaving) -> None:
