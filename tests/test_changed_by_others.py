@@ -300,3 +300,28 @@ async def test_a_change_that_fails_does_not_take_others_changes_with_it(
         else:
             attrs = (await host.node("file")).attrs
             assert (attrs.uid, attrs.gid, attrs.mode) == (5, 0, 0o600)
+
+
+async def test_a_failed_change_of_metadata_does_not_make_others_attributes_ours(
+    service: Service,
+) -> None:
+    times = itertools.count(1)
+    put = operation("PUT", comp="metadata")
+    async with service.host(ttl=3600) as ours, service.host() as others:
+        await others.write("file", b"content")
+        node = await ours.node("file")
+
+        async def chmod(mode: int) -> None:
+            theirs = await others.node("file")
+            await others.fs.metadata.set(theirs, Changes(mode=mode), by_handle=False)
+            await others.fs.metadata.save(theirs)
+
+        await chmod(0o600)
+        with (
+            ours.faults.unreachable(lambda request: put(request) and next(times) > 1),
+            failing(errno.EIO),
+        ):
+            await ours.fs.metadata.set_xattr(node, b"user.azure.metadata.key", b"value")
+        await chmod(0o640)
+        await ours.store.save_overdue(-math.inf)
+        assert (await others.node("file")).attrs.mode == 0o640

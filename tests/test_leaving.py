@@ -177,6 +177,77 @@ async def test_a_deletion_that_comes_late_does_not_take_what_was_rolled_back_for
     assert contents["directory/file"] == b"file"
 
 
+@pytest.mark.parametrize("is_open", [True, False])
+@pytest.mark.parametrize("is_late", [True, False])
+async def test_a_copy_that_is_done_unheard_or_late_does_not_take_what_it_replaces(
+    service: Service, is_open: bool, is_late: bool
+) -> None:
+    await source_and_target(service)
+    kept: list[httpx.Request] = []
+    copy = operation("PUT", "/target", comp="")
+    async with service.host(timeout=1, attempts=1) as host:
+
+        async def lose(request: httpx.Request) -> None:
+            kept.append(request)
+            if not is_late:
+                await host.faults.inner.handle_async_request(request)
+            raise httpx.ReadError("the connection was cut")
+
+        reading = await host.open("target") if is_open else None
+        with (
+            host.faults.held(lambda request: copy(request) and not kept, lose),
+            failing(errno.EIO),
+        ):
+            await host.rename("source", "target")
+        if is_late:
+            await host.faults.inner.handle_async_request(kept[0])
+        if reading is not None:
+            assert await host.read_all(reading) == b"target"
+            await host.close(reading)
+    assert await stored(service) == {"source": b"source", "target": b"target"}
+
+
+@pytest.mark.parametrize("new", ["target", "free"])
+async def test_what_others_make_anew_where_the_source_was_deleted_is_not_taken_for_it(
+    service: Service, new: str
+) -> None:
+    await source_and_target(service)
+    first = itertools.count(1)
+    deletion = operation("DELETE", "/source")
+    async with service.host() as host, service.host() as others:
+
+        async def replace_it(request: httpx.Request) -> None:
+            await host.faults.inner.handle_async_request(request)
+            await others.write("source", b"another")
+            raise httpx.ReadError("the connection was cut")
+
+        with host.faults.held(lambda request: deletion(request) and next(first) == 1, replace_it):
+            await host.rename("source", new)
+        await host.fs.files.retry()
+        contents = await stored(service)
+    assert (contents["source"], contents[new]) == (b"another", b"source")
+
+
+async def test_what_others_store_under_the_new_name_is_not_rolled_back(service: Service) -> None:
+    await source_and_target(service)
+    service.sdk.get_blob_client("source").acquire_lease()
+    go = trio.Event()
+    async with service.host() as ours, service.host() as others:
+
+        async def rename() -> None:
+            with failing(errno.EBUSY):
+                await ours.rename("source", "free")
+
+        with ours.faults.delayed(operation("DELETE", "/source"), go):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(rename)
+                await ours.faults.met.wait()
+                await others.overwrite("free", b"theirs")
+                go.set()
+    contents = await stored(service)
+    assert (contents["source"], contents["free"]) == (b"source", b"theirs")
+
+
 async def test_of_two_hosts_that_rename_the_same_neither_loses_it(service: Service) -> None:
     await source_and_target(service)
     go = trio.Event()
@@ -357,24 +428,6 @@ async def test_what_is_not_stored_yet_is_renamed_without_the_right_to_delete(
         await host.rename("file", "new")
         await host.close(writing)
     assert await stored(service) == {"new": b"content"}
-
-
-async def test_a_truncate_by_name_that_was_done_unheard_is_no_conflict_for_who_writes(
-    service: Service,
-) -> None:
-    async with service.host(ttl=60) as host:
-        await host.write("file", b"content")
-        writing = await host.open("file", os.O_RDWR)
-        node = await host.node("file")
-        with (
-            host.faults.unheard(lambda request: request.method in ("PUT", "HEAD")),
-            failing(errno.EIO),
-        ):
-            await host.fs.metadata.set(node, Changes(size=3), by_handle=False)
-        assert await host.node("file") is node
-        await host.fs.files.write(writing, 0, b"C")
-        await host.close(writing)
-    assert await stored(service) == {"file": b"Con"}
 
 
 @pytest.mark.parametrize("new", ["target", "free"])

@@ -5,7 +5,6 @@ import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
 
 import trio
 
@@ -35,10 +34,6 @@ RETRY_TIME = 10.0
 """Seconds, and those that the bytes take, for one more attempt to store what a last close could
 neither store nor keep. The close had its whole time: now a recovery file is worth more than
 another wait, during which a crash would lose the content."""
-
-
-GONE = -1
-"""Of an attempt to store a draft that was dropped: as many changes as no other has."""
 
 
 class Files:
@@ -214,10 +209,7 @@ class Files:
                 await self.commit(node)
             finally:
                 if not node.opens or (self._is_unsaved(node) and not was_dirty):
-                    attempts = dict.fromkeys(node.attempts, GONE)
                     self._drop_draft(node)
-                    if node.opens:
-                        node.attempts.update(attempts)  # it may have happened all the same
 
     async def _truncate(self, node: Node, size: int, privileged: bool) -> None:
         _check_size(size)
@@ -377,7 +369,11 @@ class Files:
             await self._each(nodes, self._keep_at_last)
             with trio.move_on_after(DRAIN_TIME):
                 hidden = [node for node in self._inodes if node.hidden]
-                await self._each(hidden, partial(delete_hidden, self._store))
+                await self._each(hidden, self._drop_hidden)
+
+    async def _drop_hidden(self, node: Node) -> None:
+        if node.hidden and not node.is_linked:  # not so any more of what was put back meanwhile
+            await delete_hidden(self._store, node)
 
     async def _keep_at_last(self, node: Node) -> None:
         if self._is_unsaved(node) and not await self._keep(node, "the mount ended"):

@@ -13,8 +13,17 @@ from dataclasses import dataclass, replace
 
 import trio
 
+from blobfs.attributes import value_of
 from blobfs.blobs import BlobInfo, Container
-from blobfs.errors import BlobfsError, ConditionFailed, Leased, NotFound
+from blobfs.envelope import METADATA_KEY
+from blobfs.errors import (
+    BlobfsError,
+    ConditionFailed,
+    ContentError,
+    NotFound,
+    ServiceError,
+    Unavailable,
+)
 from blobfs.fs.store import CLEAN_UP_TIME, Store
 from blobfs.inodes import Node
 from blobfs.names import HIDDEN_PREFIX, join
@@ -27,20 +36,23 @@ log = logging.getLogger(__name__)
 class Leaving:
     """A file that is being unlinked or replaced: its blob until then, and that blob's hidden copy.
 
-    Of what replaces it: the ETag that the copy got, "" if it is not known, and whether the source
-    of the copy is there for certain, None if that is not known.
+    Of what replaces it: the file that is copied, the ETag that the copy got, "" if it is not known,
+    and whether the blob of that file is there for certain, None if that is not known.
     """
 
     info: BlobInfo | None
     kept: BlobInfo | None = None
+    source: Node | None = None
     copied_as: str = ""
     source_stays: bool | None = None
 
-    def is_to_be_put_back(self, there: BlobInfo) -> bool:
-        """Whether what has taken its place is no loss: a copy of what still is where it was, or one
-        that was aborted. A copy without an answer could be another host's."""
-        is_ours = there.etag == self.copied_as and self.source_stays is True
-        return is_ours or (there.copy_status in ("aborted", "failed") and not there.size)
+    def is_replaced_by(self, there: BlobInfo) -> bool:
+        """Whether what is there is a copy of the source: ours, or of another host's rename."""
+        if self.source is None or self.source.info is None:
+            return False
+        ours = value_of(self.source.info.metadata, METADATA_KEY)
+        is_copy = ours is not None and ours == value_of(there.metadata, METADATA_KEY)
+        return is_copy or there.etag == self.copied_as
 
 
 @contextmanager
@@ -67,9 +79,10 @@ async def hidden(store: Store, node: Node, *, always: bool = False) -> AsyncIter
             record.info, record.kept = await _hide(store, node)
         try:
             yield record
-        except BaseException:
+        except BaseException as exc:
             if record.kept is not None:
-                await _come_back(store, node, record)
+                in_doubt = not isinstance(exc, BlobfsError) or isinstance(exc, Unavailable)
+                await _come_back(store, node, record, in_doubt=in_doubt)
             raise
 
 
@@ -90,7 +103,7 @@ async def _hide(store: Store, node: Node) -> tuple[BlobInfo | None, BlobInfo]:
     return info, kept
 
 
-async def _come_back(store: Store, node: Node, record: Leaving) -> None:
+async def _come_back(store: Store, node: Node, record: Leaving, *, in_doubt: bool) -> None:
     kept, info = record.kept, record.info
     assert kept is not None
     assert info is not None
@@ -98,35 +111,47 @@ async def _come_back(store: Store, node: Node, record: Leaving) -> None:
     problem = "no answer"
     with trio.move_on_after(seconds, shield=True):
         try:
-            await _settle(store, node, record, kept, info)
+            await _settle(store, node, record, info, in_doubt=in_doubt)
+            if not node.hidden:
+                await store.delete(store.volume(node).container, kept.name, kept.etag)
             return
         except BlobfsError as exc:
             problem = str(exc)
     log.error("%s, what %s was before, is left behind: %s", kept.name, node.path, problem)
-    _show(node, info)
+    if node.hidden:
+        _show(node, info)
 
 
 async def _settle(
-    store: Store, node: Node, record: Leaving, kept: BlobInfo, info: BlobInfo
+    store: Store, node: Node, record: Leaving, info: BlobInfo, *, in_doubt: bool
 ) -> None:
-    """Make of the node what has become of its name, and delete what was kept if nobody needs it."""
+    """Make of the node what has become of its name; it is hidden still when open handles need what
+    was kept. Raises ServiceError when that may be the only place of a content."""
     container = store.volume(node).container
     there = await _find(container, info.name)
-    if there is None or (there.etag == record.copied_as and record.source_stays is False):
+    if there is not None and there.etag == info.etag and in_doubt:
+        with suppress(NotFound):
+            _show(node, await fence(container, info))  # from what may still be on its way
+            return
+        there = None
+    is_replaced = there is not None and there.etag != info.etag and record.is_replaced_by(there)
+    if is_replaced and record.source_stays is None and record.source is not None:
+        record.source_stays = await stays(store, record.source)
+    if there is None or (is_replaced and record.source_stays is False):
         # What failed has happened all the same.
         if not node.opens:
             node.hidden = ""
         if node.is_linked:
             store.unlink(node)
-        if not node.opens:
-            await store.delete(container, kept.name, kept.etag)
         return
-    if there.etag == record.copied_as and record.source_stays is None:
+    if is_replaced and record.source_stays is None:
         raise ConditionFailed(f"it is not known whether {info.name!r} was replaced")
-    if record.is_to_be_put_back(there):
-        info = await _put_back(store, node, kept, there)
+    is_aborted = there.copy_status in ("aborted", "failed") and not there.size
+    if is_replaced or is_aborted:
+        info = await _put_back(store, node, there)
+    elif there.etag != info.etag and in_doubt and value_of(there.metadata, METADATA_KEY) is None:
+        raise ConditionFailed(f"it is not known who has replaced {info.name!r}")
     _show(node, info)
-    await store.delete(container, kept.name, kept.etag)
 
 
 def _show(node: Node, info: BlobInfo) -> None:
@@ -135,8 +160,9 @@ def _show(node: Node, info: BlobInfo) -> None:
         node.content.info = info
 
 
-async def _put_back(store: Store, node: Node, kept: BlobInfo, there: BlobInfo) -> BlobInfo:
-    volume = store.volume(node)
+async def _put_back(store: Store, node: Node, there: BlobInfo) -> BlobInfo:
+    kept, volume = node.info, store.volume(node)
+    assert kept is not None
     tags, tier = await store.carried(volume, kept)
     version = await volume.container.copy(
         kept.name, there.name, source_etag=kept.etag, tags=tags, tier=tier, if_match=there.etag
@@ -153,8 +179,9 @@ async def _find(container: Container, name: str) -> BlobInfo | None:
         return None
 
 
-async def stays(store: Store, node: Node) -> bool:
-    """Whether the blob of a file of which the deletion failed is there, and will be."""
+async def stays(store: Store, node: Node) -> bool | None:
+    """Whether the content of a file of which the deletion failed is under its name, and will be;
+    None when that cannot be made sure of."""
     info = node.info
     assert info is not None
     try:
@@ -162,23 +189,31 @@ async def stays(store: Store, node: Node) -> bool:
     except NotFound:
         return False
     except ConditionFailed:
-        return True
-    if fenced is not info:
-        store.new_version(node, fenced, fenced.version)
+        return await has_its_content(store, store.volume(node).container, info)
+    except ServiceError:
+        return None
+    store.new_version(node, fenced, fenced.version)
     return True
 
 
-async def fence(container: Container, info: BlobInfo) -> BlobInfo:
-    """A new version of a blob, equal to the old one: a deletion that may still be on its way has
-    that one's ETag as its condition, and fails.
+async def has_its_content(store: Store, container: Container, info: BlobInfo) -> bool:
+    """Whether a blob that others have changed has the content still: else they made a new one where
+    it was deleted, or wrote over it."""
+    try:
+        return await store.reader.same_content(info, await container.head(info.name))
+    except (ContentError, NotFound):
+        return False
 
-    Raises NotFound when the blob is gone by now, and ConditionFailed when others have changed it,
-    which does as well.
+
+async def fence(container: Container, info: BlobInfo) -> BlobInfo:
+    """A new version of a blob, equal to the old one: a deletion, or a copy onto it, that may still
+    be on its way has that one's ETag as its condition, and fails.
+
+    Raises NotFound when the blob is gone by now, ConditionFailed when others have changed it, or
+    what else keeps it from being changed.
     """
     try:
         version = await container.set_metadata(info.name, info.metadata, if_match=info.etag)
-    except Leased:
-        return info  # nor can it be deleted
     except ConditionFailed:  # what Azurite says of one that is gone, too
         await container.head(info.name)
         raise

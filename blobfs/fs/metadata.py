@@ -201,6 +201,7 @@ class Metadata:
         """Put one metadata value on top of what is stored. ENOSPC over the limit: no change."""
         store = self._store
         before, info = dict(node.overlay), node.info
+        attrs, unsaved = replace(node.attrs), node.unsaved
         node.overlay[find_key(node.overlay, key.lower()) or key] = value
         try:
             store.composed(node)
@@ -209,7 +210,8 @@ class Metadata:
             if not store.may_wait(node):
                 await store.save(node)
         except BaseException:
-            node.overlay, node.info = before, info  # as above
+            node.overlay, node.attrs, node.info = before, attrs, info  # as above
+            node.unsaved = node.unsaved and unsaved
             raise
 
     async def _boxed(self, node: Node) -> dict[str, bytes]:

@@ -20,7 +20,7 @@ from blobfs.attributes import INTENT_KEY, put_key, value_of
 from blobfs.blobs import BlobInfo, Container, ContentHeaders
 from blobfs.envelope import METADATA_KEY
 from blobfs.errors import AlreadyExists, BlobfsError, ConditionFailed, NotFound, Unavailable
-from blobfs.fs.leaving import fence
+from blobfs.fs.leaving import fence, has_its_content
 from blobfs.fs.store import Store
 from blobfs.inodes import Node
 from blobfs.names import check_blob_name
@@ -296,7 +296,7 @@ async def _stays(move: _Move, info: BlobInfo) -> bool:
     except NotFound:
         return False
     except ConditionFailed:
-        pass  # others have changed it
+        return await has_its_content(move.store, move.container, info)
     return True
 
 
@@ -324,7 +324,7 @@ async def _undo(move: _Move, marker: BlobInfo) -> None:
                 return
             if not await _stays(move, info):
                 await _copy_blob(move, copy, info.name)
-            await move.store.delete(move.container, copy.name, copy.etag)
+            await move.store.delete_content(move.container, copy)
         except BlobfsError as exc:
             complete = False
             log.error("a rename failed, and %r stays so: %s", _moved_name(move, info), exc)

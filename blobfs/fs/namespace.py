@@ -9,7 +9,7 @@ import errno
 import logging
 import math
 import stat
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,8 +22,11 @@ from blobfs.errors import (
     ConditionFailed,
     Corrupt,
     Denied,
+    HasSnapshots,
+    Leased,
     NotFound,
     PosixError,
+    Rejected,
     Unavailable,
 )
 from blobfs.fs.commit import commit
@@ -398,6 +401,7 @@ class Namespace:
         source = moved = None
         if node.info is not None:
             before = replace(node.attrs), dict(node.overlay)
+            record.source = node
             moved = await store.copy(
                 node,
                 store.blob_name(new_parent, new_name),
@@ -451,11 +455,15 @@ class Namespace:
         except BaseException as exc:
             with trio.move_on_after(CLEAN_UP_TIME, shield=True):
                 # A deletion without an answer may have been done: then the copy is all there is.
-                record.source_stays = await stays(self._store, node)
-                if not record.source_stays and isinstance(exc, BlobfsError):
+                if isinstance(exc, Leased | HasSnapshots | Denied | Rejected):
+                    record.source_stays = await self._is_left(container, source.name)
+                else:
+                    record.source_stays = await stays(self._store, node)
+                if record.source_stays is False and isinstance(exc, BlobfsError):
                     return
                 if record.source_stays and record.info is None:
-                    await self._store.delete(container, moved.name, moved.etag)
+                    with suppress(ConditionFailed):  # others have stored something there
+                        await self._store.delete_content(container, moved)
             raise
 
     async def _is_left(self, container: Container, name: str) -> bool:

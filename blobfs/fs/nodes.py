@@ -258,8 +258,7 @@ class Nodes:
         known, info = node.info, packed.unpacked()
         if known is None:
             return False
-        is_ours = (value_of(info.metadata, METADATA_KEY) or "") in node.attempts
-        return not is_ours and not _is_surely_the_same(known, info)
+        return not _is_surely_the_same(known, info)
 
     def take_up(self, node: Node, entry: Entry, until: float) -> None:
         """The service has said this of the node, which has nothing unsaved."""
