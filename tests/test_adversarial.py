@@ -45,7 +45,8 @@ async def test_a_file_that_was_not_replaced_after_all_keeps_what_is_written_to_i
         await host.write("old", b"old")
         await host.write("new", b"new")
         handle = await host.open("old", os.O_RDWR)
-        with host.faults.unreachable(operation("PUT", "/old")), failing(errno.EIO):
+        copy = operation("PUT", "/old", comp="")
+        with host.faults.unreachable(copy), failing(errno.EIO):
             await host.rename("new", "old")
         await host.fs.files.write(handle, 0, b"OLD")
         await host.close(handle)

@@ -364,6 +364,22 @@ async def test_a_hidden_copy_that_was_made_unheard_is_taken_away(service: Servic
     assert await stored(service) == {"source": b"source", "target": b"target"}
 
 
+async def test_what_cannot_be_made_sure_of_is_kept_and_said(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A copy may be on its way, and nothing can be asked of the target any more."""
+    await source_and_target(service)
+    async with service.host() as host:
+        reading = await host.open("target")
+        with host.faults.unreachable(operation("PUT", "/target")), failing(errno.EIO):
+            await host.rename("source", "target")
+        await host.close(reading)
+        (hidden,) = set(service.names()) - {"source", "target"}
+        assert f"{hidden}, what target was before, is left behind" in caplog.text
+        assert await host.read("source") == b"source"
+        assert await host.read("target") == b"target"
+
+
 async def test_a_rename_does_not_wait_for_the_end_of_what_was_kept(service: Service) -> None:
     await source_and_target(service)
     go = trio.Event()
