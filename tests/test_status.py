@@ -169,16 +169,19 @@ def test_uploads_under_way_are_told_also_while_the_service_does_not_answer(
                     answer.wait(LIMIT_S)
 
             relay.choose = hold
-            writer = threading.Thread(target=(mount.path / "file").write_bytes, args=(b"x",))
+            # With a dot in its name it is no directory's, which would be listed at once, too.
+            writer = threading.Thread(target=(mount.path / "file.x").write_bytes, args=(b"x",))
             writer.start()
-            deadline = time.monotonic() + LIMIT_S
-            while not (told := report(mount))["in_flight"]["uploads"]:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            assert told["in_flight"] == {"requests": 1, "uploads": 1}
-            assert (told["files"]["unsaved"], told["files"]["unsaved_bytes"]) == (1, 1)
-            answer.set()
-            writer.join()
+            try:
+                deadline = time.monotonic() + LIMIT_S
+                while not (told := report(mount))["in_flight"]["uploads"]:
+                    assert time.monotonic() < deadline, told
+                    time.sleep(0.02)
+                assert told["in_flight"] == {"requests": 1, "uploads": 1}
+                assert (told["files"]["unsaved"], told["files"]["unsaved_bytes"]) == (1, 1)
+            finally:
+                answer.set()
+                writer.join()
             assert report(mount)["in_flight"] == {"requests": 0, "uploads": 0}
     finally:
         answer.set()

@@ -251,7 +251,8 @@ class Store(Nodes):
                     async with self.locked(node):
                         await self.save(node)
             except (Unavailable, trio.TooSlowError) as exc:
-                log.warning("%s: mode, owner or times are not stored yet: %s", node.path, exc)
+                why = str(exc) or "no answer"
+                log.warning("%s: mode, owner or times are not stored yet: %s", node.path, why)
                 node.unsaved_since = trio.current_time() + RETRY_DELAY
             except BlobfsError as exc:
                 log.error("%s: mode, owner or times were not stored: %s", node.path, exc)
