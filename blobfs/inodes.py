@@ -77,7 +77,7 @@ class Node:
     commits = 0  # of content, by this mount
     content: "Content | None" = None
     page_cache_etag = ""  # the content that the kernel's page cache was filled from
-    hidden = ""  # blob name after an unlink while open
+    hidden = ""  # blob name after an unlink while open, and while a rename replaces it
     leaving: Any = None  # an event, while it is being unlinked, renamed or replaced
     is_ours = False  # this mount has made the blob: nobody has a lease on it, or a snapshot
     vanished = False  # taken out of the tree since others deleted it

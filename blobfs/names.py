@@ -16,7 +16,8 @@ MAX_SEGMENTS = 254
 MAX_SEGMENT_BYTES = 255
 
 HIDDEN_PREFIX = ".blobfs-hidden-"
-"""Blobs of files that were unlinked or replaced while open; never shown, never creatable."""
+"""Blobs of files that were unlinked or replaced while open, or that a rename is replacing; never
+shown, never creatable."""
 
 REENCRYPT_PREFIX = HIDDEN_PREFIX + "reencrypt-"
 """Blobs that `blobfs reencrypt` has written and is checking before they replace the original."""

@@ -6,7 +6,8 @@ As in `test_adversarial`, without a kernel.
 import errno
 import itertools
 import os
-from contextlib import nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from urllib.parse import unquote
 
@@ -43,6 +44,26 @@ async def stored(service: Service) -> dict[str, bytes]:
             for name in service.names()
             if (await others.node(name)).kind is Kind.FILE
         }
+
+
+@asynccontextmanager
+async def renaming(
+    host: Host, stop: Wanted, *codes: int, new: str = "target"
+) -> AsyncIterator[None]:
+    """`source` is being renamed, and for the block no further than to this request; then it ends,
+    with one of these errors or, without any, well."""
+    go = trio.Event()
+
+    async def rename() -> None:
+        with failing(*codes) if codes else nullcontext():
+            await host.rename("source", new)
+
+    with host.faults.delayed(stop, go):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rename)
+            await host.faults.met.wait()
+            yield
+            go.set()
 
 
 def of_hidden(method: str) -> Wanted:
@@ -231,38 +252,22 @@ async def test_what_others_make_anew_where_the_source_was_deleted_is_not_taken_f
 async def test_what_others_store_under_the_new_name_is_not_rolled_back(service: Service) -> None:
     await source_and_target(service)
     service.sdk.get_blob_client("source").acquire_lease()
-    go = trio.Event()
-    async with service.host() as ours, service.host() as others:
-
-        async def rename() -> None:
-            with failing(errno.EBUSY):
-                await ours.rename("source", "free")
-
-        with ours.faults.delayed(operation("DELETE", "/source"), go):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(rename)
-                await ours.faults.met.wait()
-                await others.overwrite("free", b"theirs")
-                go.set()
+    stop = operation("DELETE", "/source")
+    async with (
+        service.host() as ours,
+        service.host() as others,
+        renaming(ours, stop, errno.EBUSY, new="free"),
+    ):
+        await others.overwrite("free", b"theirs")
     contents = await stored(service)
     assert (contents["source"], contents["free"]) == (b"source", b"theirs")
 
 
 async def test_of_two_hosts_that_rename_the_same_neither_loses_it(service: Service) -> None:
     await source_and_target(service)
-    go = trio.Event()
     async with service.host(ttl=60) as ours, service.host(ttl=60) as others:
-
-        async def rename() -> None:
-            with failing(errno.ENOENT, errno.ESTALE):
-                await ours.rename("source", "target")
-
-        with ours.faults.delayed(operation("PUT", "/target"), go):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(rename)
-                await ours.faults.met.wait()
-                await others.rename("source", "target")
-                go.set()
+        async with renaming(ours, operation("PUT", "/target"), errno.ENOENT, errno.ESTALE):
+            await others.rename("source", "target")
         await others.fs.files.retry()
     assert await stored(service) == {"target": b"source"}
 
@@ -273,24 +278,15 @@ async def test_who_looks_up_the_names_while_one_replaces_the_other_changes_nothi
     service: Service, is_open: bool, is_refused: bool
 ) -> None:
     await source_and_target(service)
-    go = trio.Event()
     async with service.host() as host:
         reading = await host.open("target") if is_open else None
         if is_refused:
             service.sdk.get_blob_client("source").acquire_lease()
-
-        async def rename() -> None:
-            with failing(errno.EBUSY) if is_refused else nullcontext():
-                await host.rename("source", "target")
-
-        with host.faults.delayed(operation("DELETE", "/source"), go):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(rename)
-                await host.faults.met.wait()
-                await host.node("source")
-                await host.node("target")
-                await host.entries()
-                go.set()
+        codes = [errno.EBUSY] if is_refused else []
+        async with renaming(host, operation("DELETE", "/source"), *codes):
+            await host.node("source")
+            await host.node("target")
+            await host.entries()
         if reading is not None:
             assert await host.read_all(reading) == b"target"
             await host.close(reading)
@@ -317,21 +313,11 @@ async def test_a_target_whose_attributes_others_have_changed_is_replaced_at_once
 async def test_an_open_file_is_read_on_while_it_is_put_back(service: Service) -> None:
     await source_and_target(service)
     service.sdk.get_blob_client("source").acquire_lease()
-    go, copies = trio.Event(), itertools.count(1)
-    copy = operation("PUT", "/target")
+    copy, copies = operation("PUT", "/target"), itertools.count(1)
     async with service.host(ttl=60, cache_size=1) as host:
         reading = await host.open("target")
-
-        async def rename() -> None:
-            with failing(errno.EBUSY):
-                await host.rename("source", "target")
-
-        with host.faults.delayed(lambda request: copy(request) and next(copies) == 2, go):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(rename)
-                await host.faults.met.wait()
-                assert await host.read_all(reading) == b"target"
-                go.set()
+        async with renaming(host, lambda asked: copy(asked) and next(copies) == 2, errno.EBUSY):
+            assert await host.read_all(reading) == b"target"
         assert await host.read_all(reading) == b"target"
         await host.close(reading)
 
@@ -339,19 +325,9 @@ async def test_an_open_file_is_read_on_while_it_is_put_back(service: Service) ->
 async def test_a_target_that_others_delete_meanwhile_leaves_nothing(service: Service) -> None:
     await source_and_target(service)
     service.sdk.get_blob_client("source").acquire_lease()
-    go = trio.Event()
     async with service.host(ttl=60) as host:
-
-        async def rename() -> None:
-            with failing(errno.EBUSY):
-                await host.rename("source", "target")
-
-        with host.faults.delayed(operation("DELETE", "/source"), go):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(rename)
-                await host.faults.met.wait()
-                service.sdk.delete_blob("target")
-                go.set()
+        async with renaming(host, operation("DELETE", "/source"), errno.EBUSY):
+            service.sdk.delete_blob("target")
         assert await host.entries() == ["source"]
     assert service.names() == ["source"]
 
@@ -532,15 +508,10 @@ async def test_what_replaces_a_file_while_it_is_written_is_stored_first(service:
 
 async def test_what_the_service_keeps_for_a_moment_is_not_shown(service: Service) -> None:
     await source_and_target(service)
-    go = trio.Event()
     async with service.host() as host, service.host() as others:
-        with host.faults.delayed(operation("DELETE", "/source"), go):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(host.rename, "source", "target")
-                await host.faults.met.wait()
-                assert [name for name in service.names() if name.startswith(HIDDEN_PREFIX)]
-                assert await others.entries() == ["source", "target"]
-                go.set()
+        async with renaming(host, operation("DELETE", "/source")):
+            assert [name for name in service.names() if name.startswith(HIDDEN_PREFIX)]
+            assert await others.entries() == ["source", "target"]
         await host.fs.files.retry()
     assert service.names() == ["target"]
 

@@ -74,8 +74,8 @@ def add(verbs: Verbs) -> None:
     verb.add_argument(
         "--remove-hidden",
         action="store_true",
-        help="delete what killed mounts have left of files unlinked while open; "
-        "only while no mount is in use",
+        help="delete what killed mounts have left of files unlinked or replaced while open, and "
+        "what failed renames have kept; only while no mount is in use",
     )
     verb.set_defaults(run=_verify)
 

@@ -58,7 +58,7 @@ class _Move:
     container: Container
     old: str
     new: str
-    replaced: "_Replaced | None" = None
+    replaced: _Replaced | None = None
     sources: list[BlobInfo] = field(default_factory=list)
     begun: set[str] = field(default_factory=set)
     copies: dict[str, BlobInfo] = field(default_factory=dict)

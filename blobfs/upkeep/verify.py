@@ -68,8 +68,8 @@ async def verify(
 ) -> Summary:
     """Look at every blob, and with `deep` at every byte of those that are encrypted.
 
-    `remove_hidden` deletes the blobs of files that were unlinked while open, which are of use to
-    nobody but the mount that has them open still.
+    `remove_hidden` deletes the blobs of files that were unlinked or replaced while open, of use to
+    the mount alone that has them open still, and those that a failed rename has kept.
 
     Raises ServiceError when the pass cannot go on; the form then has ended, not complete.
     """
