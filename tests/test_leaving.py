@@ -332,6 +332,30 @@ async def test_a_target_that_others_delete_meanwhile_leaves_nothing(service: Ser
     assert service.names() == ["source"]
 
 
+@pytest.mark.parametrize("is_ours", [True, False])
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_what_others_deleted_before_a_rename_does_not_keep_it_from_being_done(
+    service: Service, is_open: bool, is_ours: bool
+) -> None:
+    await source_and_target(service)
+    async with service.host(ttl=60) as host:
+        if is_ours:
+            await host.unlink("source")
+            await host.write("source", b"source")
+        await host.node("source")
+        reading = await host.open("target")
+        if not is_open:
+            await host.close(reading)
+        service.sdk.delete_blob("target")
+        with failing(errno.ESTALE):  # after which the kernel looks both names up, and tries again
+            await host.rename("source", "target")
+        await host.rename("source", "target")
+        assert await host.entries() == ["target"]
+        if is_open:
+            await host.close(reading)
+    assert await stored(service) == {"target": b"source"}
+
+
 async def test_a_hidden_copy_that_was_made_unheard_is_taken_away(service: Service) -> None:
     await source_and_target(service)
     async with service.host(timeout=1) as host:

@@ -63,7 +63,7 @@ _REASONS = {
     "AuthorizationSourceIPMismatch": "the SAS token is bound to other client addresses (sip)",
     "AuthorizationProtocolMismatch": "the SAS token does not allow plain http (spr)",
     "UnauthorizedBlobOverwrite": "the SAS token lacks permission w, needed to overwrite a blob",
-    "CannotVerifyCopySource": "the SAS token does not allow the source to be read (r)",
+    "CannotVerifyCopySource": "the source is gone, or the SAS token lacks r, to read it",
     "Md5Mismatch": "what arrived is not what was sent",
     "BlobImmutableDueToPolicy": "an immutability policy or a legal hold protects it",
 }

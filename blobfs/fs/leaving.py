@@ -87,14 +87,20 @@ async def hidden(store: Store, node: Node, *, always: bool = False) -> AsyncIter
 
 
 async def _hide(store: Store, node: Node) -> tuple[BlobInfo | None, BlobInfo]:
-    """The blob that the node had, as it was copied, and the copy, which it has now."""
+    """The blob that the node had, as it was copied, and the copy, which it has now.
+
+    Raises ConditionFailed when others have deleted it, as when they have replaced it: NotFound is
+    what is said of the source of a rename.
+    """
     volume = store.volume(node)
     name = join([volume.prefix, HIDDEN_PREFIX + secrets.token_hex(12)])
     try:
         kept = await store.copy(node, name, create=True)
-    except BaseException:
+    except BaseException as exc:
         with trio.move_on_after(CLEAN_UP_TIME, shield=True), suppress(BlobfsError):
             await volume.container.delete(name)  # made all the same, unheard?
+        if isinstance(exc, NotFound):
+            raise ConditionFailed(f"{node.path!r} was deleted by someone else") from exc
         raise
     info = node.info  # others may have changed its metadata
     node.hidden, node.info = name, kept
