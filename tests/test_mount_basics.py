@@ -8,12 +8,12 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from azure.storage.blob import BlobClient, ContainerClient
 
 from tests.azurite import Azurite
+from tests.descriptors import opened
 from tests.mounts import PLAINTEXT_MARKER
 from tests.owner import Place, by_owner, snapshot
 
@@ -30,15 +30,6 @@ def content_of(size: int, seed: int = 0) -> bytes:
     """Bytes that repeat nowhere, with the marker that the leak scan looks for at both ends."""
     middle = random.Random(seed).randbytes(max(0, size - 2 * len(PLAINTEXT_MARKER)))
     return (PLAINTEXT_MARKER + middle + PLAINTEXT_MARKER)[:size]
-
-
-@contextmanager
-def opened(path: Path, flags: int, mode: int = 0o666) -> Iterator[int]:
-    descriptor = os.open(path, flags, mode)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,6 +23,7 @@ import pytest
 from azure.storage.blob import ContainerClient
 
 from tests.azurite import Azurite
+from tests.descriptors import opened
 from tests.mounts import PLAINTEXT_MARKER, Mount, MountFailed, mounted
 
 pytestmark = pytest.mark.mount
@@ -75,15 +76,6 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def refused(code: int) -> pytest.RaisesExc[OSError]:
     return pytest.raises(OSError, match=re.escape(f"[Errno {code}]"))
-
-
-@contextmanager
-def opened(path: Path, flags: int, mode: int = 0o644) -> Iterator[int]:
-    descriptor = os.open(path, flags, mode)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def system(call: str, *arguments: object) -> None:

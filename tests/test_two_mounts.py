@@ -17,6 +17,7 @@ import pytest
 from azure.storage.blob import ContainerClient
 
 from tests.azurite import Azurite
+from tests.descriptors import opened, sync
 from tests.mounts import PLAINTEXT_MARKER, Mount, mounted
 
 pytestmark = pytest.mark.mount
@@ -69,15 +70,6 @@ def refused(*codes: int) -> Iterator[None]:
     with pytest.raises(OSError, match="Errno") as failure:
         yield
     assert failure.value.errno in codes
-
-
-@contextmanager
-def opened(path: Path, flags: int) -> Iterator[int]:
-    descriptor = os.open(path, flags)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def version(letter: str, size: int = BIG) -> bytes:
@@ -421,14 +413,6 @@ def test_changes_of_different_attributes_by_both_are_all_kept(
 
 
 # --- deletes and renames by the other ------------------------------------------------------------
-
-
-# Of many deletions one after another the last are not waited for, but by an fsync: see `deleting`.
-
-
-def sync(directory: Path) -> None:
-    with opened(directory, os.O_RDONLY | os.O_DIRECTORY) as fd:
-        os.fsync(fd)
 
 
 def unlink(path: Path) -> None:

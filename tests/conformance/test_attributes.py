@@ -18,10 +18,10 @@ from tests.conformance.world import (
     make,
     mode_of,
     moves,
-    opened,
     refused,
     unchanged,
 )
+from tests.descriptors import opened
 
 
 def owners_of(path: Path) -> tuple[int, int]:

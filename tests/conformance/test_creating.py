@@ -20,13 +20,13 @@ from tests.conformance.world import (
     make,
     mode_of,
     moves,
-    opened,
     refused,
     remove,
     socket_at,
     umask,
     unchanged,
 )
+from tests.descriptors import opened
 
 MAKERS: dict[str, Callable[[Path, int], None]] = {
     "file": lambda path, mode: os.close(os.open(path, os.O_CREAT | os.O_RDWR, mode)),

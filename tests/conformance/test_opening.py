@@ -18,11 +18,11 @@ from tests.conformance.world import (
     make,
     mode_of,
     moves,
-    opened,
     outcome,
     refused,
     unchanged,
 )
+from tests.descriptors import opened
 
 ACCESS = {os.O_RDONLY: 4, os.O_WRONLY: 2, os.O_RDWR: 6}
 

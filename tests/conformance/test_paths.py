@@ -18,12 +18,12 @@ from tests.conformance.world import (
     acting_as,
     kind_of,
     make,
-    opened,
     outcome,
     refused,
     remove,
     unchanged,
 )
+from tests.descriptors import opened
 from tests.mounts import mounted
 
 # Called with the path at fault, and with a file that is there for what needs two names.

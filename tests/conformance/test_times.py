@@ -18,13 +18,13 @@ from tests.conformance.world import (
     acting_as,
     make,
     moves,
-    opened,
     outcome,
     pass_time,
     refused,
     unchanged,
     utimensat,
 )
+from tests.descriptors import opened
 
 PAST = 100_000_000_001, 200_000_000_002  # ns; what files of these tests have before
 

@@ -15,11 +15,11 @@ from tests.conformance.world import (
     acting_as,
     make,
     moves,
-    opened,
     outcome,
     refused,
     unchanged,
 )
+from tests.descriptors import opened
 
 
 def by_name(path: Path, size: int) -> None:

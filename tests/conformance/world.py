@@ -81,15 +81,6 @@ def socket_at(path: Path) -> socket.socket:
     return listener
 
 
-@contextmanager
-def opened(path: Path | str, flags: int, mode: int = 0o666) -> Iterator[int]:
-    descriptor = os.open(path, flags, mode)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 # --- who acts --------------------------------------------------------------------------------
 
 
