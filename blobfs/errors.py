@@ -15,6 +15,7 @@
     │   ├── NotFound
     │   ├── AlreadyExists
     │   ├── ConditionFailed       the blob is no longer the version that we know
+    │   ├── BlocksGone            staged blocks are no longer there to be committed
     │   ├── Denied                the token does not permit this
     │   │   └── TokenRefused      expired, not yet valid, revoked or wrongly signed
     │   ├── Leased
@@ -112,6 +113,10 @@ class ConditionFailed(ServiceError):
     pass
 
 
+class BlocksGone(ServiceError):
+    pass
+
+
 class Denied(ServiceError):
     pass
 
@@ -192,6 +197,7 @@ ERRNO: dict[type[BlobfsError], int] = {
     NotFound: errno.ENOENT,
     AlreadyExists: errno.EEXIST,
     ConditionFailed: errno.ESTALE,
+    BlocksGone: errno.EIO,
     Denied: errno.EACCES,
     Leased: errno.EBUSY,
     HasSnapshots: errno.EBUSY,

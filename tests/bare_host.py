@@ -27,7 +27,7 @@ from blobfs.reader import Reader, ReadPolicy
 from blobfs.spool import Spool
 from blobfs.writer import WritePolicy
 from tests.azurite import Azurite
-from tests.strict import Strict, error
+from tests.strict import StagedBlocks, Strict, error
 
 CALLER = Caller(0, 0)
 KEYS = json.dumps(
@@ -271,6 +271,7 @@ class Service:
         self._directory = directory
         self._token = azurite.sas(container)
         self._numbers = itertools.count(1)
+        self._blocks = StagedBlocks()
         key_file = directory / "keys.json"
         key_file.touch(0o600)
         key_file.write_text(KEYS)
@@ -304,7 +305,7 @@ class Service:
     ) -> AsyncIterator[Host]:
         directory = self._directory / f"host-{next(self._numbers)}"
         keyring = Keyring(self._keys)
-        faults = Faulty(Strict(httpx.AsyncHTTPTransport()))
+        faults = Faulty(Strict(httpx.AsyncHTTPTransport(), self._blocks))
         retry = RetryPolicy(attempts=attempts, first_delay=0.001)
         pages = Spool(directory, PAGE, spool)
         async with (

@@ -3,6 +3,7 @@ where Azurite has none (so that a request which only Azurite would take fails a 
 
 import base64
 import re
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -11,6 +12,12 @@ import httpx
 LAST_MODIFIED = "Fri, 22 Nov 2024 06:36:00 GMT"
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(-?\d+)/(\d+)")
+
+
+def _addressed(request: httpx.Request) -> tuple[str, dict[str, str]]:
+    """The path and the parameters of a request."""
+    path, _, query = request.url.raw_path.decode().partition("?")
+    return path, {name: values[0] for name, values in parse_qs(query).items()}
 
 
 class Chunks(httpx.AsyncByteStream):
@@ -93,12 +100,35 @@ class Loses(httpx.AsyncBaseTransport):
         await self._inner.aclose()
 
 
-class Strict(httpx.AsyncBaseTransport):
-    """Refuses, as Azure does, what Azurite lets pass (azure.md 6.3); all else goes to `inner`."""
+class StagedBlocks:
+    """Which blocks Azure does not have any more: those of a name of which the blob was stored anew,
+    or deleted, since."""
 
-    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+    def __init__(self) -> None:
+        self._of: defaultdict[str, set[str]] = defaultdict(set)
+        self._gone: set[str] = set()
+
+    def are_gone(self, block_ids: set[str]) -> bool:
+        return not self._gone.isdisjoint(block_ids)
+
+    def staged(self, path: str, block_id: str) -> None:
+        self._of[path].add(block_id)
+
+    def replaced(self, path: str, committed: set[str]) -> None:
+        self._gone |= self._of[path] - committed
+        self._of[path] = committed
+
+
+class Strict(httpx.AsyncBaseTransport):
+    """Refuses, as Azure does, what Azurite lets pass (azure.md 6.3); all else goes to `inner`.
+
+    `blocks` are those of all that go to the same service.
+    """
+
+    def __init__(self, inner: httpx.AsyncBaseTransport, blocks: StagedBlocks | None = None) -> None:
         self._inner = inner
         self._id_lengths: dict[str, int] = {}
+        self._blocks = blocks or StagedBlocks()
 
     async def aclose(self) -> None:
         await self._inner.aclose()
@@ -108,15 +138,26 @@ class Strict(httpx.AsyncBaseTransport):
         if refusal is not None:
             await request.aread()
             return refusal
+        path, parameters = _addressed(request)
+        committed = set()
+        if parameters.get("comp") == "blocklist" and request.method == "PUT":
+            document = (await request.aread()).decode()
+            committed = set(re.findall("<Latest>(.+?)</Latest>", document))
+            if self._blocks.are_gone(committed):
+                return error(400, "InvalidBlockList")
         response = await self._inner.handle_async_request(request)
+        if response.is_success:
+            if parameters.get("comp") == "block":
+                self._blocks.staged(path, parameters["blockid"])
+            elif request.method in ("PUT", "DELETE") and (committed or "comp" not in parameters):
+                self._blocks.replaced(path, committed)
         if self._is_beyond_end(request, response):
             await response.aclose()
             return error(416, "InvalidRange")
         return response
 
     def _refusal(self, request: httpx.Request) -> httpx.Response | None:
-        path, _, query = request.url.raw_path.decode().partition("?")
-        parameters = {name: values[0] for name, values in parse_qs(query).items()}
+        path, parameters = _addressed(request)
         headers = request.headers
         if "sig" not in parameters:
             return error(401, "NoAuthenticationInformation")

@@ -6,6 +6,7 @@ from blobfs.blobs import Client, Container, ContentHeaders, RetryPolicy
 from blobfs.errors import (
     AlreadyExists,
     Archived,
+    BlocksGone,
     ConditionFailed,
     Denied,
     HasSnapshots,
@@ -30,7 +31,7 @@ def container(*steps: object) -> Container:
     [
         (400, "InvalidHeaderValue", Rejected),
         (400, "MetadataTooLarge", Rejected),
-        (400, "InvalidBlockList", Rejected),
+        (400, "InvalidBlockList", BlocksGone),
         (400, "BlockListTooLong", TooBig),
         (401, "NoAuthenticationInformation", TokenRefused),
         (403, "AuthenticationFailed", TokenRefused),

@@ -9,9 +9,11 @@ import math
 import os
 
 import pytest
+import trio
 
 from blobfs.envelope import SEAL_KEY
 from blobfs.fs import Changes
+from blobfs.writer import SINGLE_PUT
 from tests.bare_host import CALLER, Host, Service, failing, operation
 
 
@@ -155,6 +157,43 @@ async def test_a_file_deleted_by_others_while_it_was_written_is_kept_beside_its_
         assert await host.entries() == [aside]
         assert aside.startswith(name[:100])
         assert await host.read(aside) == b"ours"
+
+
+LARGE = b"ours" * (SINGLE_PUT // 4 + 1)
+"""Stored in blocks: what others store under the name makes Azure drop those staged for it."""
+
+
+async def test_blocks_that_are_gone_are_staged_again_where_ours_is_to_replace_theirs(
+    service: Service,
+) -> None:
+    async with service.host(overwrite=True) as host, service.host() as others:
+        await host.write("file", b"before")
+        handle, go = await host.open("file", os.O_RDWR | os.O_TRUNC), trio.Event()
+        await host.fs.files.write(handle, 0, LARGE)
+        with host.faults.delayed(operation("PUT", "/file", comp="blocklist"), go):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(host.close, handle)
+                await host.faults.met.wait()
+                await others.overwrite("file", b"theirs")
+                go.set()
+        assert await host.read("file") == LARGE
+    assert service.names() == ["file"]
+
+
+async def test_so_they_are_of_a_new_file_of_which_others_had_one_for_a_moment(
+    service: Service,
+) -> None:
+    async with service.host() as host, service.host() as others:
+        handle, go = await host.create("file", LARGE), trio.Event()
+        with host.faults.delayed(operation("PUT", "/file", comp="blocklist"), go):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(host.close, handle)
+                await host.faults.met.wait()
+                await others.write("file", LARGE)
+                await others.unlink("file")
+                go.set()
+        assert await host.read("file") == LARGE
+    assert service.names() == ["file"]
 
 
 async def test_a_listing_from_before_a_conflict_does_not_bring_the_old_version_back(

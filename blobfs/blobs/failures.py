@@ -13,6 +13,7 @@ from blobfs.blobs.operations import Operation
 from blobfs.errors import (
     AlreadyExists,
     Archived,
+    BlocksGone,
     ConditionFailed,
     Denied,
     HasSnapshots,
@@ -29,6 +30,7 @@ from blobfs.sas import lacking
 # A code is looked up with its status, then the status alone.
 _EXCEPTIONS: dict[tuple[int, str], type[ServiceError]] = {
     (400, "BlockListTooLong"): TooBig,
+    (400, "InvalidBlockList"): BlocksGone,
     (400, "Md5Mismatch"): Unavailable,
     (401, ""): TokenRefused,
     (403, ""): Denied,

@@ -5,6 +5,8 @@
 - Only metadata changed meanwhile: ours goes on top of it.
 - The condition failed, but the version there is the one that we sent in an attempt whose answer
   never came: that is success.
+- The blocks that it was staged in are gone, as others have stored something under its name since or
+  the service has kept them for a week: it is staged again, under a new CEK.
 - Anything else: the caller gets the error and the draft stays, so that the next flush or fsync
   tries again. What is still unsaved when the last handle goes is kept as a recovery file.
 """
@@ -24,6 +26,7 @@ from blobfs.envelope import METADATA_KEY
 from blobfs.errors import (
     AlreadyExists,
     BlobfsError,
+    BlocksGone,
     ConditionFailed,
     ContentError,
     NotFound,
@@ -43,6 +46,9 @@ KEEP_PAGES = 32 * 1024 * 1024
 BASE_PATIENCE = 3.0
 """Seconds that a recovery file waits for the stored version below what was written. What does not
 come by then can be put in later, as long as that version is there."""
+
+_TRIES = 5
+"""Of one commit. Where others write all the time to what is stored in blocks, each takes two."""
 
 CONFLICT_MARK = ".blobfs-conflict-"
 
@@ -65,10 +71,12 @@ async def commit(store: Store, node: Node) -> None:
 
 async def _commit(store: Store, node: Node, draft: Draft) -> None:
     upload = await _finished_upload(store, node, draft)
-    for _ in range(3):
+    for _ in range(_TRIES):
         try:
             await _store_upload(store, node, draft, upload)
             return
+        except BlocksGone:
+            upload = await _finished_upload(store, node, draft)
         except (ConditionFailed, AlreadyExists, NotFound):
             await _resolve(store, node, draft, upload)
             if not draft.dirty:
