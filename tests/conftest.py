@@ -22,6 +22,11 @@ hypothesis.settings.register_profile("default", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("long", max_examples=2000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("BLOBFS_HYPOTHESIS", "default"))
 
+# What whoever runs the tests is used to is not what they are about.
+os.umask(0o022)
+for name in ("NO_COLOR", "PYTHONWARNINGS", "LANG", "LC_ALL", "TZ"):
+    os.environ.pop(name, None)
+
 _numbers = itertools.count(1)
 
 

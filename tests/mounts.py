@@ -112,7 +112,7 @@ class Mount:
     """One `blobfs mount`: `start()` it, use `path`, `end()` it. See `mounted` for the usual way.
 
     All of its files lie in `state_dir`, and belong to `user` (a uid) when one is given. `prefix`
-    is words before the command, of programs that become it (`exec`).
+    is words before the command, of programs that become it (`exec`); `spool_dir` is there already.
     """
 
     def __init__(
@@ -125,6 +125,7 @@ class Mount:
         user: int | None = None,
         foreground: bool = True,
         prefix: Sequence[str] = (),
+        spool_dir: Path | None = None,
     ) -> None:
         self.source = source
         self.prefix = prefix
@@ -133,7 +134,7 @@ class Mount:
         self.foreground = foreground
         self.state_dir = state_dir
         self.path = state_dir / "mnt"
-        self.spool_dir = state_dir / "spool"
+        self.spool_dir = spool_dir or state_dir / "spool"
         self.log_path = state_dir / "blobfs.log"
         self.stderr_path = state_dir / "stderr"
         self.sas_file = state_dir / "token.sas"
@@ -144,7 +145,7 @@ class Mount:
         self._possible: list[re.Pattern[str]] = []
         self._signature = signature(sas)
         for directory in (self.path, self.spool_dir):
-            directory.mkdir()
+            directory.mkdir(exist_ok=directory == spool_dir)
             self._own(directory)
         self._write_secret(self.sas_file, sas)
         if key_file is None:
@@ -350,11 +351,12 @@ def mounted(
     source_suffix: str = "",
     foreground: bool = True,
     prefix: Sequence[str] = (),
+    spool_dir: Path | None = None,
 ) -> Iterator[Mount]:
     """A mount of `container`, checked when it ends (see the module).
 
     `source_suffix` follows the container's URL ("/prefix"); `sas` is a token, by default one that
-    permits everything; `prefix` is as in `Mount`. Raises MountFailed.
+    permits everything; `prefix` and `spool_dir` are as in `Mount`. Raises MountFailed.
     """
     with ExitStack() as stack:
         if user is None:
@@ -373,6 +375,7 @@ def mounted(
             user=user,
             foreground=foreground,
             prefix=prefix,
+            spool_dir=spool_dir,
         )
         stack.callback(mount.remove)
         mount.start()

@@ -295,7 +295,7 @@ async def test_a_container_that_does_not_exist(
     assert "does not exist" in texts(findings, "service")
 
 
-async def test_a_name_without_an_address(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_without_an_address(patient: Patient) -> None:
     patient.source = "https://account.invalid/container"
     findings = await patient.examined()
     assert states(findings)["name"] == "wrong"

@@ -60,8 +60,7 @@ def spool(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_enospc_for_the_write_and_all_else_goes_on(
     azurite: Azurite, container: str, tmp_path: Path, spool: Path
 ) -> None:
-    options = [f"spool_dir={spool}", "buffer_size=1M"]
-    with mounted(azurite, container, tmp_path, *options) as m:
+    with mounted(azurite, container, tmp_path, "buffer_size=1M", spool_dir=spool) as m:
         (m.path / "before").write_bytes(content(1, 300_000))
         held = os.open(m.path / "held", os.O_RDWR | os.O_CREAT)
         os.pwrite(held, content(2, 700_000), 0)
@@ -94,7 +93,7 @@ def test_a_full_disk_is_enospc_for_the_write_and_all_else_goes_on(
 def test_what_was_written_before_the_disk_was_full_is_stored_by_the_close(
     azurite: Azurite, container: str, tmp_path: Path, spool: Path
 ) -> None:
-    with mounted(azurite, container, tmp_path, f"spool_dir={spool}", "buffer_size=1M") as m:
+    with mounted(azurite, container, tmp_path, "buffer_size=1M", spool_dir=spool) as m:
         file = os.open(m.path / "file", os.O_RDWR | os.O_CREAT)
         pieces = {}
         with no_space():
@@ -112,7 +111,7 @@ def test_what_was_written_before_the_disk_was_full_is_stored_by_the_close(
 def test_front_to_back_a_file_larger_than_the_disk_fails_or_is_whole(
     azurite: Azurite, container: str, tmp_path: Path, spool: Path
 ) -> None:
-    with mounted(azurite, container, tmp_path, f"spool_dir={spool}", "buffer_size=1M") as m:
+    with mounted(azurite, container, tmp_path, "buffer_size=1M", spool_dir=spool) as m:
         (m.path / "file").write_bytes(b"old")
         with no_space():
             (m.path / "file").write_bytes(content(1, 40 * MIB))
@@ -132,7 +131,7 @@ def file_that_can_go_nowhere(
         network(azurite.port) as net,
         disk(tmp_path / "full", MIB) as spool,
         mounted(
-            azurite, container, tmp_path, f"spool_dir={spool}", "timeout=2s", prefix=net.prefix
+            azurite, container, tmp_path, "timeout=2s", spool_dir=spool, prefix=net.prefix
         ) as m,
     ):
         m.expect_log("NOT STORED, and no recovery file could be written: .*No space")
