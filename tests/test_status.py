@@ -1,5 +1,6 @@
 """What `blobfs status` tells, and to whom."""
 
+import codecs
 import json
 import os
 import pty
@@ -344,7 +345,7 @@ def test_nonsense_over_the_socket_is_answered_and_does_no_harm(mount: Mount) -> 
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(LIMIT_S)
             connection.connect(str(socket_of(mount)))
-            connection.sendall(sent[:4096])
+            connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
             assert b'"error"' in connection.recv(10_000)
     assert report(mount)["pid"] == mount.pid
@@ -412,6 +413,7 @@ class Screen:
             start_new_session=True,
         )
         os.close(other)
+        self._decoder = codecs.getincrementaldecoder("utf-8")()  # a read may end in a character
         self.shown = ""
 
     def until(self, pattern: str) -> None:
@@ -420,13 +422,13 @@ class Screen:
             left = deadline - time.monotonic()
             assert left > 0, self.shown
             if select.select([self._descriptor], [], [], left)[0]:
-                self.shown += os.read(self._descriptor, 65536).decode()
+                self.shown += self._decoder.decode(os.read(self._descriptor, 65536))
 
     def end(self) -> int:
         """Its exit status, once it has ended by itself."""
         with suppress(OSError):  # EIO: nobody has the other side open
             while piece := os.read(self._descriptor, 65536):
-                self.shown += piece.decode()
+                self.shown += self._decoder.decode(piece)
         os.close(self._descriptor)
         return self.process.wait(LIMIT_S)
 
