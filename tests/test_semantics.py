@@ -335,7 +335,12 @@ def test_a_chown_clears_the_set_id_bits(here: Mount, name: str) -> None:
     assert stat.S_IMODE((here.path / name).stat().st_mode) == 0o755
 
 
-def test_programs_in_the_mount_run_without_set_id_bits_and_devices(here: Mount) -> None:
+def test_programs_in_the_mount_run_without_set_id_bits_and_devices(here: Mount, name: str) -> None:
+    program = here.path / name
+    shutil.copy(shutil.which("id") or "/usr/bin/id", program)
+    os.chown(program, 65534, 65534)
+    os.chmod(program, 0o6755)
+    assert subprocess.run([program, "-u"], capture_output=True, text=True).stdout == "0\n"
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     (line,) = (line for line in lines if line.split()[4] == str(here.path))
     options = line.split()[5].split(",")
@@ -354,6 +359,15 @@ def test_a_running_program_is_emptied_by_a_refused_open(here: Mount, name: str) 
             os.open(program, os.O_RDONLY | os.O_TRUNC)
         assert program.stat().st_size == 0
         running.kill()
+
+
+def test_a_directory_that_exists_by_one_file_alone_stays_when_that_goes(
+    here: Mount, blobs: ContainerClient, name: str
+) -> None:
+    blobs.upload_blob(f"{name}/file", b"")
+    (here.path / name / "file").unlink()
+    assert os.listdir(here.path / name) == []
+    assert [blob.name for blob in blobs.list_blobs(name)] == [name]
 
 
 # --- names -----------------------------------------------------------------------------------

@@ -13,8 +13,10 @@ import trio.testing
 
 from blobfs.draft import PAGE
 from blobfs.fs import Changes
+from blobfs.fs.store import RETRY_DELAY
 from blobfs.recovery import attempt_mark, read_description
 from tests.bare_host import Host, Service, failing, operation
+from tests.strict import error
 
 
 async def no_room(*args: object, **kwargs: object) -> Path:
@@ -174,6 +176,40 @@ async def test_what_cannot_be_stored_at_the_end_of_a_mount_is_kept_file_by_file(
         with host.faults.stalled():
             await host.fs.files.drain()
         assert len(host.recovery_files()) >= 3
+
+
+UNAVAILABLE, EXPIRED, LEASED, DENIED = (
+    (503, "ServerBusy"),
+    (403, "AuthenticationFailed"),
+    (412, "LeaseIdMissing"),
+    (403, "AuthorizationPermissionMismatch"),
+)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "is_stored"),
+    [(UNAVAILABLE, True), (EXPIRED, True), (LEASED, True), (DENIED, False)],
+    ids=["unavailable", "expired", "leased", "denied"],
+)
+async def test_attributes_that_were_put_off_are_kept_until_they_are_stored_or_refused_for_good(
+    service: Service,
+    refusal: tuple[int, str],
+    is_stored: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with service.host(ttl=60) as host:
+        await host.write("file", b"")
+        node = await host.node("file")
+        await host.fs.metadata.set(node, Changes(mode=0o600), by_handle=False)
+        with host.faults.answered(operation("PUT", comp="metadata"), lambda _: error(*refusal)):
+            await host.store.save_overdue(0)
+        kept = "WARNING" if is_stored else "ERROR"
+        assert [record.levelname for record in caplog.records if "mode" in record.message] == [kept]
+        await host.store.save_overdue(-RETRY_DELAY)
+        mode = 0o600 if is_stored else 0o644
+        assert (await host.node("file")).attrs.mode == mode
+    async with service.host() as other:
+        assert (await other.node("file")).attrs.mode == mode
 
 
 async def test_a_bug_while_attributes_are_saved_does_not_end_the_mount(service: Service) -> None:

@@ -36,8 +36,10 @@ from blobfs.errors import (
     AlreadyExists,
     BlobfsError,
     ConditionFailed,
+    Leased,
     NotFound,
     PosixError,
+    TokenRefused,
     Unavailable,
 )
 from blobfs.fs.boxes import merged
@@ -222,14 +224,18 @@ class Store(Nodes):
         self.rebase(node, info)
 
     def _give_up(self, node: Node) -> None:
+        """Back to the attributes that the service has; a draft's go with its content."""
         node.unsaved = False
         node.overlay.clear()
+        if node.info is not None and not (node.draft is not None and node.draft.dirty):
+            node.attrs = self.attributes_of(node.info, node.kind)
         self.distrust(node)
 
     async def save_overdue(self, age: float) -> None:
         """Store what has been unsaved for `age` seconds. Failures are logged: nobody waits.
 
-        A change that the service refuses for good is dropped, one that could not be sent stays.
+        A change that the service refuses for good is dropped; one that could not be sent, or not
+        while there is a lease or no token that is valid, stays.
         """
         due = trio.current_time() - age
         self._changed = {node for node in self._changed if node.unsaved}
@@ -250,7 +256,7 @@ class Store(Nodes):
                 with trio.fail_after(self.write_policy.timeout):
                     async with self.locked(node):
                         await self.save(node)
-            except (Unavailable, trio.TooSlowError) as exc:
+            except (Unavailable, TokenRefused, Leased, trio.TooSlowError) as exc:
                 why = str(exc) or "no answer"
                 log.warning("%s: mode, owner or times are not stored yet: %s", node.path, why)
                 node.unsaved_since = trio.current_time() + RETRY_DELAY
