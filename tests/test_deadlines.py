@@ -3,6 +3,7 @@
 The stalls are those of a network that swallows packets: the connection stays open.
 """
 
+import itertools
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 from blobfs.mount import MAX_TASKS
 from tests.azurite import Azurite
-from tests.faults import GET, call_of
+from tests.faults import COPY, GET, call_of
 from tests.mounts import Mount, mounted
 from tests.relay import Act, Asked, Exchange, Relay
 from tests.sdk import WRITES_PROTOCOL_1, AesKek, content, encrypting, write_key_file
@@ -173,6 +174,35 @@ def test_a_mount_ends_in_time_when_nothing_is_answered(
         mount.expect_log("WARNING .*file: mode, owner or times are not stored yet")
         silence.over(lambda asked: False)
         mount.start()  # which ends it again, with nothing left
+
+
+def test_the_rename_of_a_directory_ends_when_nothing_is_answered_and_is_taken_up_again(
+    azurite: Azurite, container: str, tmp_path: Path, relay: Relay, silence: Silence
+) -> None:
+    names = {str(number) for number in range(20)}
+    for name in names:
+        azurite.sdk(container).upload_blob(f"dir/{name}", b"")
+    with mounted(relay.service, container, tmp_path, "timeout=2") as mount:
+        mount.expect_log("ERROR .*a rename of 'dir' to 'new' is half done; run it again")
+        mount.allow_log(r" (ERROR|WARNING) .*('dir|'new|no answer)")
+        copies, held = itertools.count(), silence.held
+
+        def wanted(asked: Asked) -> bool:
+            """The third copy, and from then on everything."""
+            return silence.held > held or (call_of(asked) == COPY and next(copies) == 2)
+
+        silence.over(wanted)
+
+        def rename() -> None:
+            with pytest.raises(OSError, match="Input/output error"):
+                (mount.path / "dir").rename(mount.path / "new")
+
+        assert took(rename) < 4 * 2 + GRACE
+        assert silence.held > held
+        silence.end()
+        (mount.path / "dir").rename(mount.path / "new")
+        assert set(os.listdir(mount.path / "new")) == names
+        assert os.listdir(mount.path) == ["new"]
 
 
 @contextmanager
