@@ -89,6 +89,7 @@ class Node:
     probes = 0  # single lookups since the last listing
     big = False  # its listing has more entries than are worth keeping
     moving: Any = None  # an event, while a rename of this directory is under way
+    fillings = 0  # calls under way that put something into it
 
     def __init__(self, ino: int, attrs: Attributes) -> None:
         self.ino = ino
@@ -179,7 +180,9 @@ class Node:
     def is_local(self) -> bool:
         """Whether we know more about it than the service does."""
         has_written = self.draft is not None and self.draft.dirty
-        return has_written or self.unsaved or bool(self._overlay) or self.leaving is not None
+        is_ahead = has_written or self.unsaved or bool(self._overlay)
+        is_changing = self.leaving is not None or self.moving is not None or self.fillings > 0
+        return is_ahead or is_changing
 
     @property
     def size(self) -> int:
@@ -348,6 +351,16 @@ class Inodes:
             yield
         finally:
             node.lookups -= 1
+
+    @contextmanager
+    def filling(self, directory: Node) -> Iterator[None]:
+        """Something is put into the directory in the block: it stays in the tree, also when the
+        service has shown meanwhile that others removed it."""
+        directory.fillings += 1
+        try:
+            yield
+        finally:
+            directory.fillings -= 1
 
     def _drop_if_unused(self, node: Node) -> None:
         while (

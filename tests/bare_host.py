@@ -248,13 +248,18 @@ class Host:
         await self.fs.names.rename(*await self._parent(old), *await self._parent(new), 0)
 
     async def entries(self, path: str = "") -> list[str]:
-        stream = self.fs.tree.open_directory(await self.node(path))
+        return await self.entries_of(await self.node(path))
+
+    async def entries_of(self, directory: Node) -> list[str]:
+        stream = self.fs.tree.open_directory(directory)
         names: list[str] = []
         offset = 0
-        while found := await self.fs.tree.entries(stream, offset):
-            names += [name for name, _, _ in found]
-            offset = found[-1][2]
-        self.fs.tree.close_directory(stream)
+        try:
+            while found := await self.fs.tree.entries(stream, offset):
+                names += [name for name, _, _ in found]
+                offset = found[-1][2]
+        finally:
+            self.fs.tree.close_directory(stream)
         return sorted(names)
 
     def recovery_files(self) -> list[Path]:

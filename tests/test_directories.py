@@ -350,3 +350,64 @@ async def test_a_lookup_during_a_directory_rename_does_not_lose_open_files(
         assert found == [host.fs.inodes.handle(reading).node]
         assert await host.read_all(reading) == b"content"
         await host.close(reading)
+
+
+async def test_who_looks_up_a_directory_at_the_end_of_its_rename_does_not_take_it_away(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        await host.mkdir("dir")
+        await host.write("dir/file", b"content")
+        writing = await host.open("dir/file", os.O_WRONLY)
+        go = trio.Event()
+        with host.faults.delayed(operation("PUT", "/new", comp="metadata"), go):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(host.rename, "dir", "new")
+                await host.faults.met.wait()
+                assert service.names() == ["new", "new/file"]
+                await host.node("dir")  # as the kernel does for who is in it, without a lock
+                go.set()
+        await host.fs.files.write(writing, 0, b"CONTENT")
+        await host.close(writing)
+        assert await host.read("new/file") == b"CONTENT"
+        with failing(errno.ENOENT):
+            await host.node("dir")
+
+
+@pytest.mark.parametrize("is_dirty", [True, False])
+async def test_a_directory_that_others_remove_stays_while_a_file_is_renamed_into_it(
+    service: Service, is_dirty: bool
+) -> None:
+    async with service.host() as host:
+        await host.mkdir("dir")
+        await host.write("file", b"before")
+        writing = await host.open("file", os.O_WRONLY)
+        if is_dirty:
+            await host.fs.files.write(writing, 0, b"after!")
+        go = trio.Event()
+        with host.faults.delayed(operation("PUT", "/dir/file"), go):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(host.rename, "file", "dir/file")
+                await host.faults.met.wait()
+                service.sdk.delete_blob("dir")
+                await host.node("dir")
+                go.set()
+        await host.close(writing)
+        assert await host.read("dir/file") == (b"after!" if is_dirty else b"before")
+    assert service.names() == ["dir/file"]
+
+
+async def test_so_it_does_while_another_is_made_in_it(service: Service) -> None:
+    async with service.host() as host:
+        await host.mkdir("dir")
+        parent, go = await host.node("dir"), trio.Event()
+        with host.faults.delayed(operation("PUT", "/dir/sub"), go):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(host.mkdir, "dir/sub")
+                await host.faults.met.wait()
+                service.sdk.delete_blob("dir")
+                await host.node("dir")
+                go.set()
+        assert await host.node("dir") is parent
+        await host.write("dir/sub/file", b"content")
+    assert service.names() == ["dir/sub", "dir/sub/file"]

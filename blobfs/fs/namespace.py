@@ -9,7 +9,8 @@ import errno
 import logging
 import math
 import stat
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -117,7 +118,7 @@ class Namespace:
             parent, name, self._new_attributes(parent, kind, mode, caller, rdev)
         )
         try:
-            with self._inodes.held(node), self._store.in_doubt(parent):
+            with self._being_made(node, parent):
                 async with self._store.locked(node):
                     await self._store.put_empty(
                         node, self._store.blob_name(node), self._store.composed(node)
@@ -131,12 +132,17 @@ class Namespace:
         self._touch(parent)
         return node
 
+    @contextmanager
+    def _being_made(self, node: Node, parent: Node) -> Iterator[None]:
+        with self._inodes.held(node), self._inodes.filling(parent), self._store.in_doubt(parent):
+            yield
+
     async def symlink(self, parent: Node, name: str, target: bytes, caller: Caller) -> Node:
         await self._vacant(parent, name)
         attrs = self._new_attributes(parent, Kind.SYMLINK, 0o777, Caller(caller.uid, caller.gid))
         node = self._inodes.add(parent, name, attrs)
         try:
-            with self._inodes.held(node), self._store.in_doubt(parent):
+            with self._being_made(node, parent):
                 async with self._store.locked(node):
                     await self._store_target(node, target)
         except BaseException:
@@ -267,7 +273,7 @@ class Namespace:
     ) -> None:
         self._store.deletions.check(old_parent)
         node = await self._tree.lookup(old_parent, old_name)
-        with self._inodes.used(node), ExitStack() as used:
+        with self._inodes.used(node), self._inodes.filling(new_parent), ExitStack() as used:
             target = await self._target(new_parent, new_name)
             if target is not None:
                 if flags & RENAME_NOREPLACE:

@@ -14,6 +14,7 @@ PARTS: dict[str, float] = {
     "crash": 20,
     "fuzz": 110,
     "hosts": 20,
+    "trees": 10,
     "scarce": 10,
     "faults": 60,
     "soak": 10,
