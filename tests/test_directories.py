@@ -5,6 +5,7 @@ As in `test_adversarial`, without a kernel.
 
 import errno
 import os
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import pytest
@@ -16,7 +17,7 @@ from blobfs.errors import BlobfsError
 from blobfs.fs import Changes
 from blobfs.fs.moving import PARALLEL
 from blobfs.inodes import Node
-from tests.bare_host import Service, Wanted, failing, listing_of, operation
+from tests.bare_host import Host, Service, Wanted, failing, listing_of, operation
 
 
 async def test_a_directory_rename_does_not_pass_off_others_content_as_what_was_read(
@@ -411,3 +412,35 @@ async def test_so_it_does_while_another_is_made_in_it(service: Service) -> None:
         assert await host.node("dir") is parent
         await host.write("dir/sub/file", b"content")
     assert service.names() == ["dir/sub", "dir/sub/file"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "error"),
+    [
+        ("dir", lambda host: host.rmdir("dir"), errno.ENOENT),
+        ("file", lambda host: host.rename("draft", "file"), errno.ESTALE),
+        ("file", lambda host: host.unlink("file"), errno.ENOENT),
+    ],
+    ids=["rmdir", "rename", "unlink"],
+)
+async def test_what_others_remove_while_its_lock_is_waited_for_is_not_there(
+    service: Service, name: str, change: Callable[[Host], Awaitable[None]], error: int
+) -> None:
+    async with service.host() as host:
+        await host.mkdir("dir")
+        await host.write("file", b"")
+        writing = await host.create("draft", b"content")
+        node = await host.node(name)
+
+        async def refused() -> None:
+            with failing(error):
+                await change(host)
+
+        async with trio.open_nursery() as nursery, host.store.locked(node):
+            nursery.start_soon(refused)
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            service.sdk.delete_blob(name)
+            with failing(errno.ENOENT):
+                await host.node(name)
+        await host.close(writing)
+        assert await host.read("draft") == b"content"

@@ -10,7 +10,7 @@ import logging
 import math
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -233,6 +233,8 @@ class Namespace:
             with store.in_doubt(node):
                 await store.ensure_marker(parent)
                 async with store.locked(node):
+                    if node.parent is None:
+                        raise PosixError(errno.ENOENT)  # others removed it meanwhile
                     with leaving(node):
                         await self._remove_directory(node, slash_marker)
         self._touch(parent)
@@ -308,7 +310,10 @@ class Namespace:
             scope.deadline = math.inf
             # One at a time: one of the directories may lie in the other.
             async with self._moving:
-                await move_directory(store, node, target, new_parent, new_name)
+                if target is not None and target.parent is None:
+                    raise ConditionFailed(f"{new_name!r} was removed by someone else")
+                with nullcontext() if target is None else leaving(target):
+                    await move_directory(store, node, target, new_parent, new_name)
         else:
             await self._rename_file(node, target, new_parent, new_name, scope)
         node.attrs.ctime_ns = store.now_ns()
