@@ -82,6 +82,7 @@ class Node:
     is_ours = False  # this mount has made the blob: nobody has a lease on it, or a snapshot
     vanished = False  # taken out of the tree since others deleted it
     target: bytes | None = None  # of a symlink, once read
+    fillings = 0  # calls under way that put an entry or content into it
     volume: Any = None  # set on the root, or on each container's directory
     # Of directories:
     _scans: list[Any] | None = None
@@ -89,7 +90,6 @@ class Node:
     probes = 0  # single lookups since the last listing
     big = False  # its listing has more entries than are worth keeping
     moving: Any = None  # an event, while a rename of this directory is under way
-    fillings = 0  # calls under way that put something into it
 
     def __init__(self, ino: int, attrs: Attributes) -> None:
         self.ino = ino
@@ -353,14 +353,14 @@ class Inodes:
             node.lookups -= 1
 
     @contextmanager
-    def filling(self, directory: Node) -> Iterator[None]:
-        """Something is put into the directory in the block: it stays in the tree, also when the
-        service has shown meanwhile that others removed it."""
-        directory.fillings += 1
+    def filling(self, node: Node) -> Iterator[None]:
+        """An entry or content is put into it in the block: it stays in the tree, also when the
+        service shows meanwhile that others removed it."""
+        node.fillings += 1
         try:
             yield
         finally:
-            directory.fillings -= 1
+            node.fillings -= 1
 
     def _drop_if_unused(self, node: Node) -> None:
         while (

@@ -74,6 +74,7 @@ class Faulty(httpx.AsyncBaseTransport):
         self._carry_out = False
         self.hits = 0
         self.met = trio.Event()
+        self.carried_out = trio.Event()
 
     @contextmanager
     def _set(
@@ -131,6 +132,7 @@ class Faulty(httpx.AsyncBaseTransport):
         action, answer = self._action, None
         if self._carry_out:
             answer = await whole(await self.inner.handle_async_request(request))
+            self.carried_out.set()
         result = action(request)
         if isinstance(result, httpx.Response):
             await request.aread()

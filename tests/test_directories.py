@@ -6,6 +6,7 @@ As in `test_adversarial`, without a kernel.
 import errno
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -17,7 +18,7 @@ from blobfs.errors import BlobfsError
 from blobfs.fs import Changes
 from blobfs.fs.moving import PARALLEL
 from blobfs.inodes import Node
-from tests.bare_host import Host, Service, Wanted, failing, listing_of, operation
+from tests.bare_host import CALLER, Host, Service, Wanted, failing, listing_of, operation
 
 
 async def test_a_directory_rename_does_not_pass_off_others_content_as_what_was_read(
@@ -444,3 +445,96 @@ async def test_what_others_remove_while_its_lock_is_waited_for_is_not_there(
                 await host.node(name)
         await host.close(writing)
         assert await host.read("draft") == b"content"
+
+
+async def test_what_is_written_while_others_remove_the_directory_is_kept_aside(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        await host.mkdir("dir")
+        await host.write("dir/file", bytes(1000))
+        writing, go = await host.open("dir/file", os.O_WRONLY), trio.Event()
+        with host.faults.late(operation("GET", "/dir/file"), go):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(host.fs.files.write, writing, 100, b"ours")
+                await host.faults.carried_out.wait()
+                service.sdk.delete_blob("dir/file")
+                service.sdk.delete_blob("dir")
+                await host.node("dir")
+                go.set()
+        with failing(errno.ESTALE):
+            await host.close(writing)
+        (aside,) = service.names()
+        assert await host.read(aside) == bytes(100) + b"ours" + bytes(896)
+
+
+async def test_a_file_that_is_made_while_others_remove_the_directory_is_stored_in_it(
+    service: Service,
+) -> None:
+    async with service.host() as host:
+        await host.mkdir("dir")
+        parent, go = await host.node("dir"), trio.Event()
+        handles: list[int] = []
+
+        async def create() -> None:
+            node = await host.fs.names.create(parent, "file", 0o644, CALLER)
+            handles.append(host.fs.files.create(node, os.O_RDWR))
+
+        with host.faults.late(listing_of("dir"), go):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(create)
+                await host.faults.carried_out.wait()
+                service.sdk.delete_blob("dir")
+                nursery.start_soon(host.node, "dir")
+                await trio.testing.wait_all_tasks_blocked(0.1)
+                go.set()
+        await host.close(handles[0])
+    assert service.names() == ["dir/file"]
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+async def test_a_directory_in_which_an_open_file_was_deleted_by_others_goes_unless_it_is_written(
+    service: Service, is_written: bool
+) -> None:
+    async with service.host() as host:
+        await host.mkdir("dir")
+        await host.write("dir/file", b"theirs")
+        writing, go = await host.open("dir/file", os.O_WRONLY | os.O_TRUNC), trio.Event()
+        await host.fs.files.flush(writing)
+        service.sdk.delete_blob("dir/file")
+
+        async def remove() -> None:
+            with failing(errno.ENOTEMPTY) if is_written else nullcontext():
+                await host.rmdir("dir")
+
+        with host.faults.delayed(operation("DELETE", "/dir"), go):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(remove)
+                await host.faults.met.wait()
+                if is_written:
+                    await host.fs.files.write(writing, 0, b"ours")
+                go.set()
+        with failing(errno.ESTALE):
+            if is_written:
+                await host.fs.files.flush(writing)
+            else:
+                await host.fs.files.write(writing, 0, b"ours")
+        await host.fs.files.release(writing)
+        names = service.names()
+        assert [await host.read(name) for name in names] == [b"ours"] * is_written
+
+
+async def test_a_rename_is_not_taken_up_again_over_what_was_written_into_its_target_since(
+    service: Service,
+) -> None:
+    service.sdk.upload_blob("new", b"", metadata={"hdi_isfolder": "true", INTENT_KEY: "dir"})
+    async with service.host() as host:
+        await host.mkdir("dir")
+        await host.write("dir/file", b"content")
+        writing = await host.create("new/draft", b"draft")
+        with failing(errno.ENOTEMPTY):
+            await host.rename("dir", "new")
+        await host.close(writing)
+        await host.unlink("new/draft")
+        await host.rename("dir", "new")
+    assert service.names() == ["new", "new/file"]

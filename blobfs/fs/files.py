@@ -140,12 +140,12 @@ class Files:
         _check_size(offset + len(data))
         async with self._store.locked(node):
             self._store.check_present(node)
-            draft = await self._store.draft(node)
-            self._invalidate_staged(node, offset)
-            await draft.write(offset, data)
-            self._store.check_present(node)  # others may have come while the draft was read into
-            self._modified(node, handle.privileged)
-            await self._stage(node, draft)
+            with self._inodes.filling(node):
+                draft = await self._store.draft(node)
+                self._invalidate_staged(node, offset)
+                await draft.write(offset, data)
+                self._modified(node, handle.privileged)
+                await self._stage(node, draft)
         return len(data)
 
     def _modified(self, node: Node, privileged: bool) -> None:
@@ -214,11 +214,12 @@ class Files:
     async def _truncate(self, node: Node, size: int, privileged: bool) -> None:
         _check_size(size)
         self._store.check_rewritable(node)
-        draft = await self._store.draft(node, empty=size == 0)
-        self._invalidate_staged(node, size)
-        await draft.truncate(size)
         self._store.check_present(node)
-        self._modified(node, privileged)
+        with self._inodes.filling(node):
+            draft = await self._store.draft(node, empty=size == 0)
+            self._invalidate_staged(node, size)
+            await draft.truncate(size)
+            self._modified(node, privileged)
 
     async def flush(self, number: int) -> None:
         """Every close of a descriptor: store what is dirty. Raises what keeps it from being so.

@@ -7,6 +7,7 @@ is copied. After any failure what was done is undone: every file is under exactl
 names, and, unless undoing fails as well, under its old one.
 """
 
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
@@ -19,7 +20,14 @@ import trio
 from blobfs.attributes import INTENT_KEY, put_key, value_of
 from blobfs.blobs import BlobInfo, Container, ContentHeaders
 from blobfs.envelope import METADATA_KEY
-from blobfs.errors import AlreadyExists, BlobfsError, ConditionFailed, NotFound, Unavailable
+from blobfs.errors import (
+    AlreadyExists,
+    BlobfsError,
+    ConditionFailed,
+    NotFound,
+    PosixError,
+    Unavailable,
+)
 from blobfs.fs.leaving import fence, has_its_content
 from blobfs.fs.store import Store
 from blobfs.inodes import Node
@@ -78,7 +86,8 @@ async def move_directory(
     """Move `node` and all below it to a name that is free but for `target`: an empty directory,
     or one that `is_resumable`.
 
-    Raises ServiceError, or PosixError(ENAMETOOLONG) when a blob below would get too long a name.
+    Raises ServiceError, or PosixError: ENAMETOOLONG when a blob below would get too long a name,
+    ENOTEMPTY when there is something in the target that is not stored.
     """
     move = _Move(
         store,
@@ -87,11 +96,15 @@ async def move_directory(
         store.blob_name(node),
         store.blob_name(new_parent, new_name),
     )
-    node.moving = trio.Event()
+    node.moving = moving = trio.Event()
+    if target is not None:
+        target.moving = moving
     try:
         await _settle_below(store, node)
         if target is not None:
-            await store.deletions.settle(target, below=True)
+            await _wait_below(store, target)
+            if any(store.is_held(child) for child in target.children.values()):
+                raise PosixError(errno.ENOTEMPTY)
         move.sources = await _blobs_below(move.container, move.old + "/")
         slash_marker = next((x for x in move.sources if x.name == move.old + "/"), None)
         if slash_marker is not None:
@@ -120,8 +133,10 @@ async def move_directory(
         _move_nodes(move, target, new_parent, new_name)
         store.wrote(node, marker)
     finally:
-        node.moving.set()
+        moving.set()
         node.moving = None
+        if target is not None:
+            target.moving = None
 
 
 async def _settle_below(store: Store, directory: Node) -> None:
@@ -135,6 +150,14 @@ async def _settle_below(store: Store, directory: Node) -> None:
             if node.upload is not None:
                 node.upload.abandon()  # staged under the old name
                 node.upload = None
+    await store.deletions.settle(directory, below=True)
+
+
+async def _wait_below(store: Store, directory: Node) -> None:
+    """Until what is under way there is over; nothing else begins."""
+    for node in _below(store, directory):
+        async with store.inodes.lock(node):
+            pass
     await store.deletions.settle(directory, below=True)
 
 

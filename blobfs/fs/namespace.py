@@ -9,8 +9,8 @@ import errno
 import logging
 import math
 import stat
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -101,11 +101,12 @@ class Namespace:
 
     async def create(self, parent: Node, name: str, mode: int, caller: Caller) -> Node:
         """A new file, which the first flush will store."""
-        await self._vacant(parent, name)
-        attrs = self._new_attributes(parent, Kind.FILE, mode, caller)
-        node = self._inodes.add(parent, name, attrs)
-        draft = await self._store.draft(node, empty=True)
-        draft.mark_dirty()
+        with self._inodes.filling(parent):
+            await self._vacant(parent, name)
+            attrs = self._new_attributes(parent, Kind.FILE, mode, caller)
+            node = self._inodes.add(parent, name, attrs)
+            draft = await self._store.draft(node, empty=True)
+            draft.mark_dirty()
         self._touch(parent)
         return node
 
@@ -113,41 +114,36 @@ class Namespace:
         self, parent: Node, name: str, kind: Kind, mode: int, caller: Caller, rdev: int = 0
     ) -> Node:
         """A directory or a special file."""
-        await self._vacant(parent, name)
-        node = self._inodes.add(
-            parent, name, self._new_attributes(parent, kind, mode, caller, rdev)
-        )
-        try:
-            with self._being_made(node, parent):
-                async with self._store.locked(node):
-                    await self._store.put_empty(
-                        node, self._store.blob_name(node), self._store.composed(node)
-                    )
-        except BaseException:
-            self._inodes.detach(node)
-            raise
+        store = self._store
+
+        async def put(node: Node) -> None:
+            await store.put_empty(node, store.blob_name(node), store.composed(node))
+
+        attrs = self._new_attributes(parent, kind, mode, caller, rdev)
+        node = await self._made(parent, name, attrs, put)
         if kind is Kind.DIRECTORY:
             # Nothing is in it yet, so nothing in it need be asked for.
-            self._store.listings.put(node, Listing({}, node.fresh_until))
-        self._touch(parent)
+            store.listings.put(node, Listing({}, node.fresh_until))
         return node
 
-    @contextmanager
-    def _being_made(self, node: Node, parent: Node) -> Iterator[None]:
-        with self._inodes.held(node), self._inodes.filling(parent), self._store.in_doubt(parent):
-            yield
-
     async def symlink(self, parent: Node, name: str, target: bytes, caller: Caller) -> Node:
-        await self._vacant(parent, name)
         attrs = self._new_attributes(parent, Kind.SYMLINK, 0o777, Caller(caller.uid, caller.gid))
-        node = self._inodes.add(parent, name, attrs)
-        try:
-            with self._being_made(node, parent):
-                async with self._store.locked(node):
-                    await self._store_target(node, target)
-        except BaseException:
-            self._inodes.detach(node)
-            raise
+        return await self._made(parent, name, attrs, partial(self._store_target, target=target))
+
+    async def _made(
+        self, parent: Node, name: str, attrs: Attributes, put: Callable[[Node], Awaitable[None]]
+    ) -> Node:
+        inodes, store = self._inodes, self._store
+        with inodes.filling(parent):
+            await self._vacant(parent, name)
+            node = inodes.add(parent, name, attrs)
+            try:
+                with inodes.held(node), store.in_doubt(parent):
+                    async with store.locked(node):
+                        await put(node)
+            except BaseException:
+                inodes.detach(node)
+                raise
         self._touch(parent)
         return node
 
@@ -246,6 +242,11 @@ class Namespace:
             if marker is not None:
                 await store.delete(container, marker.name, marker.etag)
         store.listings.drop(node)
+        for child in list(node.children.values()):  # others have deleted it
+            if store.is_held(child):
+                node.info = None
+                raise PosixError(errno.ENOTEMPTY)
+            store.vanish(child)
         store.unlink(node)
 
     # Renaming
@@ -312,8 +313,7 @@ class Namespace:
             async with self._moving:
                 if target is not None and target.parent is None:
                     raise ConditionFailed(f"{new_name!r} was removed by someone else")
-                with nullcontext() if target is None else leaving(target):
-                    await move_directory(store, node, target, new_parent, new_name)
+                await move_directory(store, node, target, new_parent, new_name)
         else:
             await self._rename_file(node, target, new_parent, new_name, scope)
         node.attrs.ctime_ns = store.now_ns()
