@@ -57,6 +57,26 @@ async def test_writing_to_a_file_that_others_deleted_is_refused(
     assert service.names() == []
 
 
+@pytest.mark.parametrize("view", ["x", "azure.metadata.x", "azure.tag.x", "azure.content_type"])
+async def test_so_are_changes_of_its_extended_attributes(service: Service, view: str) -> None:
+    name = f"user.{view}".encode()
+    async with service.host(ttl=60) as host:
+        await host.write("file", b"before")
+        reading = await host.open("file")
+        node = await host.node("file")
+        await host.fs.metadata.set_xattr(node, name, b"before")
+        await host.fs.metadata.save(node)
+        service.sdk.delete_blob("file")
+        host.store.distrust(node)
+        with failing(errno.ENOENT):
+            await host.node("file")
+        with failing(errno.ESTALE):
+            await host.fs.metadata.set_xattr(node, name, b"afterwards")
+        with failing(errno.ESTALE):
+            await host.fs.metadata.remove_xattr(node, name)
+        await host.close(reading)
+
+
 async def test_who_may_write_and_has_nothing_unsaved_does_not_hide_what_others_store(
     service: Service,
 ) -> None:

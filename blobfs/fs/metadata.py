@@ -139,6 +139,7 @@ class Metadata:
         if node.kind not in (Kind.FILE, Kind.DIRECTORY):
             raise PosixError(errno.EPERM, "only files and directories have user attributes")
         async with store.locked(node):
+            store.check_present(node)
             if attribute.view is View.BOX:
                 await self._set_boxed(node, attribute.key, value)
             elif attribute.view is View.METADATA:
@@ -157,6 +158,7 @@ class Metadata:
         store = self._store
         store.writable(node)
         async with store.locked(node):
+            store.check_present(node)
             if attribute.view in (View.READ_ONLY, View.ENVELOPE):
                 raise _unchangeable(attribute)
             if await self._value(node, attribute) is None:
