@@ -27,7 +27,7 @@ import httpx
 import trio
 
 from blobfs.attributes import Kind
-from blobfs.errors import BlobfsError, ConditionFailed, errno_of, root_cause
+from blobfs.errors import BlobfsError, ConditionFailed, PosixError, errno_of, root_cause
 from blobfs.fs import Changes
 from blobfs.fs.namespace import RENAME_NOREPLACE
 from blobfs.inodes import Node
@@ -90,8 +90,8 @@ class User:
         self._locks: defaultdict[int, trio.Lock] = defaultdict(trio.Lock)
         self._renaming = trio.Lock()
 
-    async def work(self, figures: Counter[str]) -> None:
-        for _ in range(OPERATIONS):
+    async def work(self, operations: int, figures: Counter[str]) -> None:
+        for _ in range(operations):
             operation = self._chance.choice(OPERATIONS_AT_ONCE)
             outcome = operation.__name__
             try:
@@ -127,13 +127,13 @@ class User:
         return f"d{next(self._numbers)}" if self._chance.random() < 0.8 else "x"
 
     async def _some(self, sort: str) -> tuple[Node, str]:
-        """A file of this sort and its directory; ConditionFailed where there is none."""
+        """A file of this sort and its directory; PosixError(ENODATA) where there is none."""
         directory = await self._node(self._directory())
         async with self._changing(directory):
             entries = await self.host.entries_of(directory)
         names = [name for name in entries if name.startswith(sort)]
         if not names:
-            raise ConditionFailed(f"no {sort} in {directory.path!r}")
+            raise PosixError(errno.ENODATA)
         return directory, self._chance.choice(names)
 
     async def _node(self, path: str) -> Node:
@@ -300,8 +300,8 @@ def _said(seed: str, log: Records, problem: str) -> str:
     return "\n".join((f"seed {seed}: {problem}", *log.lines))
 
 
-async def played(place: Service, seed: str) -> Counter[str]:
-    """What happened in one round. Raises AssertionError."""
+async def played(place: Service, seed: str, operations: int = OPERATIONS) -> Counter[str]:
+    """What happened in one round, of so many operations of each task. Raises AssertionError."""
     chance, figures, numbers = random.Random(seed), Counter[str](), itertools.count(1)
     users: list[User] = []
     with logged() as log:
@@ -319,7 +319,7 @@ async def played(place: Service, seed: str) -> Counter[str]:
                 weather.is_bad = True
             async with trio.open_nursery() as nursery:
                 for user in users * TASKS:
-                    nursery.start_soon(user.work, figures)
+                    nursery.start_soon(user.work, operations, figures)
             for weather in weathers:
                 weather.is_bad = False
             for user, before in zip(users, idle, strict=True):
