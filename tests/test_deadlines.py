@@ -21,6 +21,7 @@ from tests.faults import COPY, GET, call_of
 from tests.mounts import Mount, mounted
 from tests.relay import Act, Asked, Exchange, Relay
 from tests.sdk import WRITES_PROTOCOL_1, AesKek, content, encrypting, write_key_file
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.mount, WRITES_PROTOCOL_1]
 
@@ -95,13 +96,6 @@ def mount(
             mount.expect_log(r" ERROR .*Input/output error: .*(no answer|no content|closed)")
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def took(work: Callable[[], object]) -> float:
     began = time.monotonic()
     work()
@@ -154,7 +148,7 @@ def test_a_command_fails_in_time_when_nothing_is_answered(mount: Mount, silence:
 def test_a_caller_that_is_killed_is_gone_in_time(mount: Mount, silence: Silence) -> None:
     silence.over(lambda asked: call_of(asked) == GET)
     with subprocess.Popen(["cat", mount.path / "here/0"], stdout=subprocess.PIPE) as reader:
-        wait_for(lambda: silence.held > 0)
+        eventually(lambda: silence.held > 0)
         reader.send_signal(signal.SIGKILL)
         assert took(reader.wait) < TIMEOUT + GRACE
         assert reader.returncode == -signal.SIGKILL
@@ -215,7 +209,7 @@ def stuck_readers(mount: Mount, silence: Silence, numbers: range) -> Iterator[No
     held = silence.held
     with ThreadPoolExecutor(len(files)) as pool:
         reads = [pool.submit(os.pread, file, 4096, 0) for file in files]
-        wait_for(lambda: silence.held - held >= min(len(files), CONNECTIONS))
+        eventually(lambda: silence.held - held >= min(len(files), CONNECTIONS))
         yield
         assert not all(read.done() for read in reads)
         assert isinstance(next(as_completed(reads)).exception(), OSError)

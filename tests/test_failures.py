@@ -30,6 +30,7 @@ from tests.sdk import (
     encrypting,
     write_key_file,
 )
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.mount, WRITES_PROTOCOL_1]
 
@@ -55,20 +56,13 @@ def fails(mount: Mount, code: int, reason: str, *, also: str | None = None) -> I
         yield
     assert failure.value.errno == code
     if also is not None:
-        wait_for(lambda: re.search(also, mount.log()[before:]) is not None)
+        eventually(lambda: re.search(also, mount.log()[before:]) is not None)
     errors = re.findall(r".* (?:ERROR|CRITICAL) .*", mount.log()[before:])
     patterns = [pattern for pattern in (reason, also) if pattern is not None]
     assert len(errors) == len(patterns), errors
     for pattern, line in zip(patterns, errors, strict=True):
         assert re.search(pattern, line), line
         mount.expect_log(pattern)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = monotonic() + 10
-    while not condition():
-        assert monotonic() < deadline
-        select.select([], [], [], 0.02)
 
 
 def assert_lives_on(mount: Mount) -> None:

@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from blobfs.blobs.operations import GET_BLOB
 from blobfs.sas import parse
 from tests.azurite import Azurite
 from tests.mounts import ROOT, as_user, mounted
+from tests.waiting import eventually
 
 NOBODY = 65534
 LIMIT_S = 30
@@ -69,10 +69,7 @@ def reading_its_input() -> Iterator[int]:
 def wait_until_it_is_read(pipe: int) -> None:
     # What a process waits for (its wchan) does not tell: to import trio it runs ldconfig and
     # reads a pipe too.
-    deadline = time.monotonic() + LIMIT_S
-    while struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4))) != (0,):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(lambda: struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4))) == (0,))
 
 
 @pytest.mark.mount

@@ -22,6 +22,7 @@ from blobfs.options import parse_mount
 from tests.azurite import Azurite, signature
 from tests.leaks import is_leak
 from tests.mounts import PLAINTEXT_MARKER, Mount, MountFailed, mounted
+from tests.waiting import eventually
 
 LIMIT_S = 30
 
@@ -102,10 +103,7 @@ def test_any_other_address_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def url_of(mount: Mount) -> tuple[str, int]:
-    deadline = time.monotonic() + LIMIT_S
-    while "metrics at " not in mount.log():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(lambda: "metrics at " in mount.log())
     address = mount.log().partition("metrics at http://")[2].partition("/")[0]
     host, _, port = address.rpartition(":")
     return host, int(port)

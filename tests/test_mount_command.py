@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from blobfs.envelope import write_key_set
 from tests.azurite import Azurite, signature
 from tests.mounts import ROOT, fstypes_at, mounted
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.mount
 
@@ -83,10 +83,7 @@ class Command:
         return found
 
     def wait_until_gone(self) -> None:
-        deadline = time.monotonic() + LIMIT_S
-        while self.processes() or self.is_mounted:
-            assert time.monotonic() < deadline, f"still there: {self.processes()}"
-            time.sleep(0.02)
+        eventually(lambda: not self.processes() and not self.is_mounted)
 
     def unmount(self) -> None:
         # Releases that the kernel has not sent yet would be lost; it sends this after them.
@@ -228,11 +225,7 @@ def test_the_foreground_stays_and_ends_with_0_when_it_is_unmounted(command: Comm
     command.sas_file.write_text(command.sas)
     where = [command.source, str(command.mountpoint)]
     with subprocess.Popen([*BLOBFS, *where, "-o", command.options], cwd=ROOT) as process:
-        deadline = time.monotonic() + LIMIT_S
-        while not command.is_mounted:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        eventually(lambda: command.is_mounted or process.poll() is not None)
         assert command.processes() == [process.pid]
         subprocess.run(["fusermount3", "-u", command.mountpoint], check=True)
         assert process.wait(LIMIT_S) == 0

@@ -6,8 +6,7 @@ import os
 import random
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,24 +20,17 @@ from tests.mounts import PLAINTEXT_MARKER, Mount, mounted
 from tests.networks import Network, network
 from tests.torture.crash import Crashes
 from tests.torture.scarce import CutOff, FullDisk, LittleMemory, SpoolRemoved, rounds
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.mount
 
 MIB = 1024 * 1024
-PATIENCE_S = 60
 MEMORY = 250 * MIB
 
 
 def content(seed: int, size: int) -> bytes:
     piece = PLAINTEXT_MARKER + random.Random(seed).randbytes(32)
     return (piece * (size // len(piece) + 1))[:size]
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @contextmanager

@@ -13,8 +13,7 @@ import socket
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -25,11 +24,11 @@ from azure.storage.blob import ContainerClient
 from tests.azurite import Azurite
 from tests.descriptors import opened
 from tests.mounts import PLAINTEXT_MARKER, Mount, MountFailed, mounted
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.mount
 
 MIB = 1024 * 1024
-PATIENCE_S = 20  # a loaded machine gets time; nothing waits that long when all is well
 
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
@@ -87,13 +86,6 @@ def system(call: str, *arguments: object) -> None:
 
 def names_below(blobs: ContainerClient, prefix: str) -> list[str]:
     return list(blobs.list_blob_names(name_starts_with=prefix))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # --- storing ---------------------------------------------------------------------------------
@@ -163,7 +155,7 @@ def test_attributes_changed_after_a_write_are_stored_in_the_end(
     os.chmod(here.path / name, 0o600)
     blob = blobs.get_blob_client(name)
     wanted = str(stat.S_IFREG | 0o600)
-    wait_until(lambda: blob.get_blob_properties().metadata["permissions"] == wanted)
+    eventually(lambda: blob.get_blob_properties().metadata["permissions"] == wanted)
 
 
 def test_what_is_kept_in_memory_only_is_gone_after_a_remount(here: Mount, name: str) -> None:
@@ -446,7 +438,7 @@ def test_a_file_unlinked_while_open_is_kept_under_a_hidden_name(
         os.unlink(here.path / name)
         assert len(names_below(blobs, ".blobfs-hidden-")) == 1
         assert not [entry for entry in os.listdir(here.path) if entry.startswith(".blobfs")]
-    wait_until(lambda: names_below(blobs, ".blobfs-hidden-") == [])
+    eventually(lambda: names_below(blobs, ".blobfs-hidden-") == [])
 
 
 def test_a_rename_of_a_directory_that_a_crash_cut_short_is_finished_by_another(

@@ -31,6 +31,7 @@ from tests.leaks import is_leak
 from tests.mounts import PLAINTEXT_MARKER, ROOT, Mount, as_user, mounted
 from tests.relay import Asked, Relay
 from tests.sdk import WRITES_PROTOCOL_1, AesKek, encrypting, write_key_file
+from tests.waiting import eventually
 
 LIMIT_S = 30
 NOBODY = 65534
@@ -71,10 +72,7 @@ def watched(*args: Any, **kw: Any) -> Iterator[Mount]:
 
 
 def wait_for(mount: Mount) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not socket_of(mount).exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    eventually(lambda: socket_of(mount).exists())
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +135,7 @@ def test_status_tells_of_the_token_that_has_taken_the_place_of_another(
 ) -> None:
     with watched(azurite, container, tmp_path) as mount:
         mount.sas_file.write_text(azurite.sas(container, expiry=timedelta(days=3)))
-        deadline = time.monotonic() + LIMIT_S
-        while report(mount)["tokens"][0]["expires_in_s"] < 2 * 86400:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        eventually(lambda: report(mount)["tokens"][0]["expires_in_s"] > 2 * 86400)
 
 
 @pytest.mark.mount
@@ -385,10 +380,7 @@ def test_the_log_level_is_changed_at_run_time(
         assert report(mount)["log_level"] == "debug"
         rotated = mount.log_path.rename(mount.log_path.with_suffix(".1"))
         os.kill(mount.pid, signal.SIGHUP)  # what logrotate does afterwards
-        deadline = time.monotonic() + 20
-        while not mount.log_path.exists() or "reloaded" not in mount.log():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        eventually(lambda: mount.log_path.exists() and "reloaded" in mount.log())
         assert "DEBUG blobfs.fuse: link" in refused_link()
         assert "reloaded" not in rotated.read_text()
         assert status(mount, "--log-level", "info").returncode == 0

@@ -6,7 +6,6 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from blobfs.cli import main
 from tests.azurite import Azurite, signature
 from tests.mounts import Mount, MountFailed, mounted
 from tests.sdk import WRITES_PROTOCOL_1, AesKek, content, download, encrypting, write_key_file
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.mount, WRITES_PROTOCOL_1]
 
@@ -46,13 +46,6 @@ def in_seconds(seconds: float) -> datetime:
 def wait_until(moment: datetime) -> None:
     """Until the service's clock, which is ours, has passed it."""
     time.sleep(max(0.0, (moment - datetime.now(UTC)).total_seconds()) + 0.05)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_token_that_ends_in_the_middle_of_a_write_and_is_replaced_costs_no_byte(
@@ -124,7 +117,7 @@ def test_without_another_token_the_close_fails_and_recover_stores_every_byte(
         with pytest.raises(OSError, match="Permission denied") as failure:
             file.close()
         assert failure.value.errno == errno.EACCES
-        wait_for(lambda: "is kept, encrypted, in" in mount.log())
+        eventually(lambda: "is kept, encrypted, in" in mount.log())
         options = f"sas_file={mount.sas_file},key_file={key_file}"
         replace_token(mount, azurite.sas(container))
         recover = ["recover", "--spool-dir", str(mount.spool_dir), "upload", "--all"]
@@ -191,7 +184,7 @@ def test_a_token_with_fewer_rights_takes_effect_and_the_log_names_the_letter(
     encrypting(azurite, container, KEK).upload_blob("file", b"x")
     with mounted(azurite, container, tmp_path, key_file=key_file) as mount:
         replace_token(mount, azurite.sas(container, "rl"))
-        wait_for(lambda: "new token from" in mount.log())
+        eventually(lambda: "new token from" in mount.log())
         mount.expect_log("the new token lacks w, d, t: what needs it fails with EACCES")
         mount.expect_log("the SAS token lacks w; this needs w")
         mount.expect_log("the SAS token lacks d; this needs d")
@@ -208,7 +201,7 @@ def test_a_token_of_another_container_is_left_and_the_mount_goes_on(
     with mounted(azurite, container, tmp_path, key_file=key_file) as mount:
         mount.expect_log("is not taken up, the old one stays: is it for another container")
         replace_token(mount, azurite.sas(azurite.new_container()))
-        wait_for(lambda: "is not taken up" in mount.log())
+        eventually(lambda: "is not taken up" in mount.log())
         (mount.path / "file").write_bytes(b"x")
 
 
@@ -233,7 +226,7 @@ def test_a_command_gives_the_token_of_the_mount_and_the_next_before_that_ends(
     try:
         mount.start()
         replace_token(mount, azurite.sas(container))
-        wait_for(lambda: "new token from sas_command: se " in mount.log())
+        eventually(lambda: "new token from sas_command: se " in mount.log())
         wait_until(end)
         (mount.path / "file").write_bytes(b"x")
         assert re.search(r"refuses the token", mount.log()) is None
@@ -268,7 +261,7 @@ def test_the_files_of_a_sas_dir_are_watched(
     try:
         mount.start()
         replace_token(mount, azurite.sas(container, expiry=timedelta(days=3)))
-        wait_for(lambda: "new token from" in mount.log())
+        eventually(lambda: "new token from" in mount.log())
         (mount.path / container / "file").write_bytes(b"x")
         problems = mount.unmount()
     finally:
@@ -280,6 +273,6 @@ def test_the_log_says_when_the_token_ends_and_never_its_signature(
     azurite: Azurite, container: str, tmp_path: Path, key_file: Path
 ) -> None:
     with mounted(azurite, container, tmp_path, key_file=key_file) as mount:
-        wait_for(lambda: "the token for" in mount.log())
+        eventually(lambda: "the token for" in mount.log())
         assert re.search(r"the token for \S+ expires at \S+Z \(in 7 hours\)", mount.log())
         assert os.listdir(mount.path) == []

@@ -19,12 +19,12 @@ from azure.storage.blob import ContainerClient
 from tests.azurite import Azurite
 from tests.descriptors import opened, sync
 from tests.mounts import PLAINTEXT_MARKER, Mount, mounted
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.mount
 
 MIB = 1024 * 1024
 BIG = 12 * MIB  # over what one Put Blob stores
-PATIENCE_S = 20
 
 # Little is kept, so that a reader has to ask again; every byte says which version it is of.
 OPTIONS = ("metadata_ttl=0", "cache_size=1M", "readahead=0", "region_size=64K")
@@ -130,9 +130,8 @@ def test_within_a_ttl_a_host_sees_the_old_or_the_new_and_then_the_new(
         for turn in range(3):
             old, new = version(str(turn), 5000 + turn), version(str(turn + 1), 5001 + turn)
             (one.path / "file").write_bytes(old)
-            deadline = time.monotonic() + PATIENCE_S
-            while not (other.path / "file").exists() or read_and_release(other) != old:
-                assert time.monotonic() < deadline
+            eventually(lambda: (other.path / "file").exists())
+            eventually(lambda old=old: read_and_release(other) == old)
             (one.path / "file").write_bytes(new)
             changed = time.monotonic()
             while (seen := read_and_release(other)) != new:
@@ -336,10 +335,7 @@ def test_of_two_writers_the_second_is_told_and_no_version_is_a_mixture(
         os.close(second)
     # The kernel tells of the release after the close has returned: what is opened here before that
     # is this host's version, of which a part is gone.
-    deadline = time.monotonic() + PATIENCE_S
-    while needs_old and f"{name}: not stored" not in there.log():
-        assert time.monotonic() < deadline, "the release has not come"
-        time.sleep(0.01)
+    eventually(lambda: not needs_old or f"{name}: not stored" in there.log())
     assert (here.path / name).read_bytes() == version("f", 4000)
     assert (there.path / name).read_bytes() == version("f", 4000)
     kept = kept_beside(here, name)
