@@ -180,9 +180,9 @@ class Node:
     def is_local(self) -> bool:
         """Whether we know more about it than the service does."""
         has_written = self.draft is not None and self.draft.dirty
-        is_ahead = has_written or self.unsaved or bool(self._overlay)
-        is_changing = self.leaving is not None or self.moving is not None or self.fillings > 0
-        return is_ahead or is_changing
+        is_written = self.fillings > 0 and not self.is_directory
+        is_ahead = has_written or is_written or self.unsaved or bool(self._overlay)
+        return is_ahead or self.leaving is not None
 
     @property
     def size(self) -> int:

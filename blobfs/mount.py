@@ -460,5 +460,5 @@ async def _drain(fs: Filesystem, *, unmounted: bool) -> None:
         log.info("leaked handles: %d", fs.inodes.open_handles)
     await fs.files.drain()
     with trio.move_on_after(LAST_CHANGES_TIME, shield=True):
-        await fs.store.save_overdue(0)
+        await fs.store.save_last()
         await fs.store.deletions.drain()

@@ -3,6 +3,7 @@ that fails on demand.
 """
 
 import base64
+import inspect
 import itertools
 import json
 import os
@@ -175,6 +176,15 @@ def failing(*codes: int) -> Iterator[None]:
         raised = exc
     assert raised is not None, "it did not fail"
     assert errno_of(raised) in codes, repr(raised)
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Until it is true; raises AssertionError, with its source, when it is not within a minute."""
+    for _ in range(6000):
+        if condition():
+            return
+        await trio.sleep(0.01)
+    raise AssertionError(f"not within a minute:\n{inspect.getsource(condition)}")
 
 
 class Host:

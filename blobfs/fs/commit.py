@@ -48,7 +48,10 @@ BASE_PATIENCE = 3.0
 come by then can be put in later, as long as that version is there."""
 
 _TRIES = 5
-"""Of one commit. Where others write all the time to what is stored in blocks, each takes two."""
+"""Of one commit, each after a change by others."""
+
+_STAGINGS = 3
+"""Of all its blocks."""
 
 CONFLICT_MARK = ".blobfs-conflict-"
 
@@ -71,11 +74,15 @@ async def commit(store: Store, node: Node) -> None:
 
 async def _commit(store: Store, node: Node, draft: Draft) -> None:
     upload = await _finished_upload(store, node, draft)
+    stagings = 1
     for _ in range(_TRIES):
         try:
             await _store_upload(store, node, draft, upload)
             return
         except BlocksGone:
+            if stagings == _STAGINGS:
+                raise
+            stagings += 1
             upload = await _finished_upload(store, node, draft)
         except (ConditionFailed, AlreadyExists, NotFound):
             await _resolve(store, node, draft, upload)

@@ -134,7 +134,7 @@ async def _settle(
     """Make of the node what has become of its name; it is hidden still when open handles need what
     was kept. Raises ServiceError when that may be the only place of a content."""
     container = store.volume(node).container
-    there = await _find(container, info.name)
+    there = await find(container, info.name)
     if there is not None and there.etag == info.etag and in_doubt:
         with suppress(NotFound):
             _show(node, await fence(container, info))  # from what may still be on its way
@@ -178,7 +178,7 @@ async def _put_back(store: Store, node: Node, there: BlobInfo) -> BlobInfo:
     )
 
 
-async def _find(container: Container, name: str) -> BlobInfo | None:
+async def find(container: Container, name: str) -> BlobInfo | None:
     try:
         return await container.head(name)
     except NotFound:

@@ -81,9 +81,10 @@ class Metadata:
                     await store.save(node)
                 except BaseException:
                     # The version, too, before others' changes were put together with ours: what of
-                    # theirs was taken up is found out again.
-                    node.attrs, node.info = before, info
-                    node.unsaved = node.unsaved and unsaved  # what was accepted before stays due
+                    # theirs was taken up is found out again. What was accepted before stays due,
+                    # unless all is given up since the file was replaced.
+                    if node.unsaved:
+                        node.attrs, node.info, node.unsaved = before, info, unsaved
                     raise
 
     async def save(self, node: Node) -> None:
@@ -207,14 +208,18 @@ class Metadata:
         node.overlay[find_key(node.overlay, key.lower()) or key] = value
         try:
             store.composed(node)
-            node.attrs.ctime_ns = store.now_ns()
-            store.changed(node)
-            if not store.may_wait(node):
-                await store.save(node)
         except BaseException:
-            node.overlay, node.attrs, node.info = before, attrs, info  # as above
-            node.unsaved = node.unsaved and unsaved
+            node.overlay = before
             raise
+        node.attrs.ctime_ns = store.now_ns()
+        store.changed(node)
+        if not store.may_wait(node):
+            try:
+                await store.save(node)
+            except BaseException:
+                if node.unsaved:  # as above
+                    node.overlay, node.attrs, node.info, node.unsaved = before, attrs, info, unsaved
+                raise
 
     async def _boxed(self, node: Node) -> dict[str, bytes]:
         return await unboxed(self._store.keyring, self._current(node, BOX_KEY))

@@ -81,10 +81,15 @@ def is_resumable(store: Store, node: Node, target: Node) -> bool:
 
 
 async def move_directory(
-    store: Store, node: Node, target: Node | None, new_parent: Node, new_name: str
+    store: Store,
+    node: Node,
+    target: Node | None,
+    slash_marker: BlobInfo | None,
+    new_parent: Node,
+    new_name: str,
 ) -> None:
     """Move `node` and all below it to a name that is free but for `target`: an empty directory,
-    or one that `is_resumable`.
+    or one that `is_resumable`. `slash_marker` is the one `NAME/` of the target, if it has one.
 
     Raises ServiceError, or PosixError: ENAMETOOLONG when a blob below would get too long a name,
     ENOTEMPTY when there is something in the target that is not stored.
@@ -103,12 +108,15 @@ async def move_directory(
         await _settle_below(store, node)
         if target is not None:
             await _wait_below(store, target)
-            if any(store.is_held(child) for child in target.children.values()):
-                raise PosixError(errno.ENOTEMPTY)
+            check_unheld(store, target)
+            if slash_marker is not None:
+                await store.delete(move.container, slash_marker.name, slash_marker.etag)
+                if target.info is not None and target.info.name == slash_marker.name:
+                    target.info = None
         move.sources = await _blobs_below(move.container, move.old + "/")
-        slash_marker = next((x for x in move.sources if x.name == move.old + "/"), None)
-        if slash_marker is not None:
-            move.sources.remove(slash_marker)  # its attributes are the node's, and move with it
+        own_marker = next((x for x in move.sources if x.name == move.old + "/"), None)
+        if own_marker is not None:
+            move.sources.remove(own_marker)  # its attributes are the node's, and move with it
         for info in move.sources:
             check_blob_name(_moved_name(move, info))
         if target is not None and target.info is not None and target.info.name == move.new:
@@ -122,7 +130,7 @@ async def move_directory(
             await _undo(move, marker)
             raise
         try:
-            for old_marker in (node.info, slash_marker):
+            for old_marker in (node.info, own_marker):
                 if old_marker is not None:
                     await store.delete(move.container, old_marker.name, old_marker.etag)
             marker = await _conclude(move, marker)
@@ -151,6 +159,12 @@ async def _settle_below(store: Store, directory: Node) -> None:
                 node.upload.abandon()  # staged under the old name
                 node.upload = None
     await store.deletions.settle(directory, below=True)
+
+
+def check_unheld(store: Store, directory: Node) -> None:
+    """Raises PosixError(ENOTEMPTY) when there is something in the directory that is not stored."""
+    if any(store.is_held(child) for child in directory.children.values()):
+        raise PosixError(errno.ENOTEMPTY)
 
 
 async def _wait_below(store: Store, directory: Node) -> None:

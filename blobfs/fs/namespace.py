@@ -17,8 +17,9 @@ from functools import partial
 import trio
 
 from blobfs.attributes import Attributes, Kind
-from blobfs.blobs import BlobInfo, Container, ContentHeaders
+from blobfs.blobs import BlobInfo, ContentHeaders
 from blobfs.errors import (
+    AlreadyExists,
     BlobfsError,
     ConditionFailed,
     Corrupt,
@@ -31,9 +32,9 @@ from blobfs.errors import (
     Unavailable,
 )
 from blobfs.fs.commit import commit
-from blobfs.fs.leaving import Leaving, delete_hidden, hidden, leaving, stays
+from blobfs.fs.leaving import Leaving, delete_hidden, find, hidden, leaving, stays
 from blobfs.fs.listing import Listing
-from blobfs.fs.moving import is_resumable, move_directory
+from blobfs.fs.moving import check_unheld, is_resumable, move_directory
 from blobfs.fs.store import CLEAN_UP_TIME, Store
 from blobfs.fs.tree import Tree
 from blobfs.inodes import Node
@@ -101,7 +102,7 @@ class Namespace:
 
     async def create(self, parent: Node, name: str, mode: int, caller: Caller) -> Node:
         """A new file, which the first flush will store."""
-        with self._inodes.filling(parent):
+        with self._store.filling(parent):
             await self._vacant(parent, name)
             attrs = self._new_attributes(parent, Kind.FILE, mode, caller)
             node = self._inodes.add(parent, name, attrs)
@@ -119,24 +120,29 @@ class Namespace:
         async def put(node: Node) -> None:
             await store.put_empty(node, store.blob_name(node), store.composed(node))
 
-        attrs = self._new_attributes(parent, kind, mode, caller, rdev)
-        node = await self._made(parent, name, attrs, put)
+        make = partial(self._new_attributes, parent, kind, mode, caller, rdev)
+        node = await self._made(parent, name, make, put)
         if kind is Kind.DIRECTORY:
             # Nothing is in it yet, so nothing in it need be asked for.
             store.listings.put(node, Listing({}, node.fresh_until))
         return node
 
     async def symlink(self, parent: Node, name: str, target: bytes, caller: Caller) -> Node:
-        attrs = self._new_attributes(parent, Kind.SYMLINK, 0o777, Caller(caller.uid, caller.gid))
-        return await self._made(parent, name, attrs, partial(self._store_target, target=target))
+        no_umask = Caller(caller.uid, caller.gid)
+        make = partial(self._new_attributes, parent, Kind.SYMLINK, 0o777, no_umask)
+        return await self._made(parent, name, make, partial(self._store_target, target=target))
 
     async def _made(
-        self, parent: Node, name: str, attrs: Attributes, put: Callable[[Node], Awaitable[None]]
+        self,
+        parent: Node,
+        name: str,
+        make: Callable[[], Attributes],
+        put: Callable[[Node], Awaitable[None]],
     ) -> Node:
         inodes, store = self._inodes, self._store
-        with inodes.filling(parent):
+        with store.filling(parent):
             await self._vacant(parent, name)
-            node = inodes.add(parent, name, attrs)
+            node = inodes.add(parent, name, make())
             try:
                 with inodes.held(node), store.in_doubt(parent):
                     async with store.locked(node):
@@ -238,15 +244,21 @@ class Namespace:
     async def _remove_directory(self, node: Node, slash_marker: BlobInfo | None) -> None:
         store = self._store
         container = store.volume(node).container
+        check_unheld(store, node)
         for marker in (slash_marker, node.info):
             if marker is not None:
                 await store.delete(container, marker.name, marker.etag)
         store.listings.drop(node)
-        for child in list(node.children.values()):  # others have deleted it
-            if store.is_held(child):
-                node.info = None
-                raise PosixError(errno.ENOTEMPTY)
-            store.vanish(child)
+        try:
+            check_unheld(store, node)
+        except PosixError:  # it was written to meanwhile, by who has it open
+            gone, node.info = node.info, None
+            if gone is not None:
+                with suppress(AlreadyExists):
+                    await store.put_empty(node, store.blob_name(node), dict(gone.metadata))
+            raise
+        for child in list(node.children.values()):
+            store.vanish(child)  # others have deleted it
         store.unlink(node)
 
     # Renaming
@@ -276,7 +288,7 @@ class Namespace:
     ) -> None:
         self._store.deletions.check(old_parent)
         node = await self._tree.lookup(old_parent, old_name)
-        with self._inodes.used(node), self._inodes.filling(new_parent), ExitStack() as used:
+        with self._inodes.used(node), self._store.filling(new_parent), ExitStack() as used:
             target = await self._target(new_parent, new_name)
             if target is not None:
                 if flags & RENAME_NOREPLACE:
@@ -298,13 +310,9 @@ class Namespace:
     ) -> None:
         store = self._store
         check_blob_name(store.blob_name(new_parent, new_name))
+        slash_marker = None
         if target is not None and target.is_directory and not is_resumable(store, node, target):
             slash_marker = await self._tree.check_empty(target)
-            if slash_marker is not None:
-                container = store.volume(target).container
-                await store.delete(container, slash_marker.name, slash_marker.etag)
-                if target.info is not None and target.info.name == slash_marker.name:
-                    target.info = None
         if node.info is not None or node.is_directory:
             await store.ensure_marker(old_parent)
         if node.is_directory:
@@ -313,7 +321,7 @@ class Namespace:
             async with self._moving:
                 if target is not None and target.parent is None:
                     raise ConditionFailed(f"{new_name!r} was removed by someone else")
-                await move_directory(store, node, target, new_parent, new_name)
+                await move_directory(store, node, target, slash_marker, new_parent, new_name)
         else:
             await self._rename_file(node, target, new_parent, new_name, scope)
         node.attrs.ctime_ns = store.now_ns()
@@ -455,7 +463,7 @@ class Namespace:
             except NotFound:
                 pass
             except ConditionFailed:  # Azurite's answer for one that is gone, too
-                if await self._is_left(container, source.name):
+                if await find(container, source.name) is not None:
                     raise
 
         if record.kept is None and deletions.begin(directory, node.name, delete):
@@ -467,7 +475,7 @@ class Namespace:
             with trio.move_on_after(CLEAN_UP_TIME, shield=True):
                 # A deletion without an answer may have been done: then the copy is all there is.
                 if isinstance(exc, Leased | HasSnapshots | Denied | Rejected):
-                    record.source_stays = await self._is_left(container, source.name)
+                    record.source_stays = await find(container, source.name) is not None
                 else:
                     record.source_stays = await stays(self._store, node)
                 if record.source_stays is False and isinstance(exc, BlobfsError):
@@ -476,13 +484,6 @@ class Namespace:
                     with suppress(ConditionFailed):  # others have stored something there
                         await self._store.delete_content(container, moved)
             raise
-
-    async def _is_left(self, container: Container, name: str) -> bool:
-        try:
-            await container.head(name)
-        except NotFound:
-            return False
-        return True
 
 
 def _is_ours(node: Node | None) -> bool:

@@ -137,8 +137,8 @@ class Nodes:
     async def locked(self, node: Node, *, holding: Node | None = None) -> AsyncIterator[None]:
         """Hold the node's lock, at a time when no directory above it is being renamed.
 
-        `holding` is a node whose lock the caller has: a rename of a directory above that one
-        has not begun, since it waits for this lock, and so must not be waited for.
+        `holding` is a node whose lock the caller has: a rename from or to a directory above that
+        one has not begun, since it waits for this lock, and so must not be waited for.
         """
         while True:
             for moving in self._moving_above(node, holding):
@@ -155,11 +155,11 @@ class Nodes:
             await moving.wait()
 
     def _moving_above(self, node: Node, holding: Node | None) -> list[trio.Event]:
+        waiting = [] if holding is None else [above.moving for above in holding.ancestry()]
         return [
             ancestor.moving
             for ancestor in node.ancestry()
-            if ancestor.moving is not None
-            and not (holding is not None and holding.is_within(ancestor))
+            if ancestor.moving is not None and ancestor.moving not in waiting
         ]
 
     # What is known
@@ -393,9 +393,25 @@ class Nodes:
             raise PosixError(errno.EPERM)
 
     def is_held(self, node: Node) -> bool:
-        """Whether it or anything below it has changes that are not stored: then it stays where
-        it is, whatever others do, until these have found out at their commit."""
-        return node.is_local or any(self.is_held(child) for child in node.children.values())
+        """Whether it or anything below it has changes that are not stored, or is being changed:
+        then it stays where it is, whatever others do, until these have found out at their commit.
+        """
+        is_changing = node.moving is not None or node.fillings > 0
+        return (
+            node.is_local
+            or is_changing
+            or any(self.is_held(child) for child in node.children.values())
+        )
+
+    @contextmanager
+    def filling(self, directory: Node) -> Iterator[None]:
+        """An entry is put into the directory in the block: it stays in the tree, also when the
+        service shows meanwhile, or in an answer that is on its way then, that others removed it."""
+        with self.inodes.filling(directory):
+            yield
+        for above in list(directory.ancestry())[1:]:
+            if above.scans:
+                self.listings.spoil(above)
 
     def vanish(self, node: Node) -> None:
         """Someone else deleted it: open handles find out when they read or write."""

@@ -8,6 +8,7 @@ one); all others are stored before the call returns.
 
 import errno
 import logging
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -237,7 +238,13 @@ class Store(Nodes):
         A change that the service refuses for good is dropped; one that could not be sent, or not
         while there is a lease or no token that is valid, stays.
         """
-        due = trio.current_time() - age
+        await self._save_all(trio.current_time() - age, is_last=False)
+
+    async def save_last(self) -> None:
+        """Before the mount ends, as `save_overdue`: what cannot be stored now never is."""
+        await self._save_all(math.inf, is_last=True)
+
+    async def _save_all(self, due: float, *, is_last: bool) -> None:
         self._changed = {node for node in self._changed if node.unsaved}
         nodes = [
             node
@@ -248,9 +255,9 @@ class Store(Nodes):
         limiter = trio.CapacityLimiter(16)
         async with trio.open_nursery() as nursery:
             for node in nodes:
-                nursery.start_soon(self._save_quietly, node, limiter)
+                nursery.start_soon(self._save_quietly, node, limiter, is_last)
 
-    async def _save_quietly(self, node: Node, limiter: trio.CapacityLimiter) -> None:
+    async def _save_quietly(self, node: Node, limiter: trio.CapacityLimiter, is_last: bool) -> None:
         async with limiter:
             try:
                 with trio.fail_after(self.write_policy.timeout):
@@ -258,6 +265,9 @@ class Store(Nodes):
                         await self.save(node)
             except (Unavailable, TokenRefused, Leased, trio.TooSlowError) as exc:
                 why = str(exc) or "no answer"
+                if is_last:
+                    log.error("%s: mode, owner or times were not stored: %s", node.path, why)
+                    return
                 log.warning("%s: mode, owner or times are not stored yet: %s", node.path, why)
                 node.unsaved_since = trio.current_time() + RETRY_DELAY
             except BlobfsError as exc:

@@ -457,7 +457,7 @@ class Tree:
         await self._store.at_rest(directory)
         await self._store.deletions.finish(directory)
         listing = self._fresh_listing(directory)
-        if any(child.is_local for child in directory.children.values()) or (
+        if any(self._store.is_held(child) for child in directory.children.values()) or (
             listing is not None and listing.entries
         ):
             raise PosixError(errno.ENOTEMPTY)
