@@ -14,10 +14,12 @@ import trio
 import trio.testing
 
 from blobfs.attributes import INTENT_KEY, Kind
+from blobfs.content import Content
 from blobfs.errors import BlobfsError, errno_of
 from blobfs.fs import Changes
 from blobfs.fs.moving import PARALLEL
 from blobfs.inodes import Node
+from blobfs.reader import Reach
 from tests.bare_host import (
     CALLER,
     Host,
@@ -488,6 +490,36 @@ async def test_what_is_written_while_others_remove_the_directory_is_kept_aside(
         assert await host.read(aside) == bytes(100) + b"ours" + bytes(896)
 
 
+async def test_so_is_what_is_cut_while_a_key_is_waited_for(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go = trio.Event(), trio.Event()
+    async with service.host() as host:
+        await host.mkdir("dir")
+        await host.write("dir/file", bytes(1000))
+        writing, node = await host.open("dir/file", os.O_WRONLY), await host.node("dir/file")
+        content = host.store.content
+
+        async def slow(node: Node, reach: Reach | None = None) -> Content:
+            asked.set()
+            await go.wait()
+            return await content(node, reach)
+
+        monkeypatch.setattr(host.store, "content", slow)
+        cut = partial(host.fs.metadata.set, node, Changes(size=500), by_handle=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cut)
+            await asked.wait()
+            service.sdk.delete_blob("dir/file")
+            service.sdk.delete_blob("dir")
+            await host.node("dir")
+            go.set()
+        monkeypatch.undo()
+        with failing(errno.ESTALE):
+            await host.close(writing)
+        assert len(host.recovery_files()) == 1  # that it was cut: what is left of it is gone
+
+
 async def test_a_file_that_is_made_while_others_remove_the_directory_is_stored_in_it(
     service: Service,
 ) -> None:
@@ -698,3 +730,35 @@ async def test_a_directory_is_not_renamed_onto_one_that_others_have_removed_mean
                     await host.node("target")
                 go.set()
         assert await host.entries() == ["dir", "elsewhere"]
+
+
+async def test_what_is_written_into_what_a_rename_replaces_waits_for_its_end(
+    service: Service,
+) -> None:
+    service.sdk.upload_blob("new", b"", metadata={"hdi_isfolder": "true", INTENT_KEY: "dir"})
+    async with service.host(ttl=60) as host:
+        await host.mkdir("dir")
+        await host.write("dir/file", b"content")
+        source = service.sdk.get_blob_client("dir/file")
+        service.sdk.get_blob_client("new/file").start_copy_from_url(source.url)
+        writing, go = await host.open("new/file", os.O_WRONLY), trio.Event()
+
+        results: list[int] = []
+
+        async def write() -> None:
+            try:
+                results.append(await host.fs.files.write(writing, 0, b"late"))
+            except BlobfsError as exc:
+                results.append(-errno_of(exc))
+
+        with host.faults.delayed(operation("PUT", "/new", comp="metadata"), go):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(host.rename, "dir", "new")
+                await host.faults.met.wait()
+                nursery.start_soon(write)
+                await trio.testing.wait_all_tasks_blocked(0.01)  # it sends nothing
+                go.set()
+        assert results == [-errno.ESTALE]
+        await host.close(writing)
+        assert await host.read("new/file") == b"content"
+    assert service.names() == ["new", "new/file"]

@@ -4,17 +4,22 @@ As in `test_adversarial`, without a kernel.
 """
 
 import errno
+import itertools
 import os
+from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 import trio.testing
 
 from blobfs.draft import PAGE
+from blobfs.errors import BlocksGone
 from blobfs.fs import Changes
 from blobfs.fs.store import RETRY_DELAY
 from blobfs.recovery import attempt_mark, read_description
+from blobfs.writer import SINGLE_PUT
 from tests.bare_host import Host, Service, failing, operation
 from tests.strict import error
 
@@ -210,6 +215,63 @@ async def test_attributes_that_were_put_off_are_kept_until_they_are_stored_or_re
         assert (await host.node("file")).attrs.mode == mode
     async with service.host() as other:
         assert (await other.node("file")).attrs.mode == mode
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+async def test_attributes_that_were_put_off_have_a_last_try_when_the_mount_ends(
+    service: Service, is_over: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with service.host(ttl=60) as host:
+        await host.write("file", b"")
+        node = await host.node("file")
+        await host.fs.metadata.set(node, Changes(mode=0o600), by_handle=False)
+        with host.faults.answered(operation("PUT", comp="metadata"), lambda _: error(*LEASED)):
+            await host.store.save_overdue(0)
+            if not is_over:
+                await host.store.save_last()
+        if is_over:
+            await host.store.save_last()
+        assert ("ERROR" in [record.levelname for record in caplog.records]) == (not is_over)
+    async with service.host() as other:
+        assert (await other.node("file")).attrs.mode == (0o600 if is_over else 0o644)
+
+
+async def test_a_change_that_is_given_up_leaves_nothing_behind(service: Service) -> None:
+    async with service.host() as host, service.host() as others:
+        await host.write("file", b"before")
+        node = await host.node("file")
+        await host.fs.metadata.set_xattr(node, b"user.azure.metadata.x", b"1")
+        with host.faults.answered(operation("PUT", comp="metadata"), lambda _: error(*LEASED)):
+            await host.store.save_overdue(0)
+        await others.overwrite("file", b"theirs")
+        node.committed_at = float("-inf")  # long ago
+        for change in (
+            partial(host.fs.metadata.set_xattr, node, b"user.azure.metadata.y", b"2"),
+            partial(host.fs.metadata.set, node, Changes(mode=0o600), by_handle=False),
+        ):
+            with failing(errno.ESTALE):
+                await change()
+            assert not node.is_local
+            assert await host.read("file") == b"theirs"
+            node = await host.node("file")
+            await others.overwrite("file", b"theirs")
+
+
+async def test_blocks_that_are_gone_for_good_are_not_sent_for_ever(service: Service) -> None:
+    commits = itertools.count()
+
+    def refused(_: httpx.Request) -> httpx.Response:
+        next(commits)
+        return error(400, "InvalidBlockList")
+
+    async with service.host() as host:
+        handle = await host.create("file", bytes(SINGLE_PUT + 1))
+        with host.faults.answered(operation("PUT", comp="blocklist"), refused):
+            with pytest.raises(BlocksGone, match="InvalidBlockList"):
+                await host.fs.files.flush(handle)
+            assert next(commits) == 3
+            await host.fs.files.release(handle)
+        assert len(host.recovery_files()) == 1
 
 
 async def test_a_bug_while_attributes_are_saved_does_not_end_the_mount(service: Service) -> None:
