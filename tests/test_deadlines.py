@@ -165,7 +165,7 @@ def test_a_mount_ends_in_time_when_nothing_is_answered(
         began = time.monotonic()
         assert mount.unmount() == []
         assert time.monotonic() - began < TIMEOUT + GRACE
-        mount.expect_log("WARNING .*file: mode, owner or times are not stored yet")
+        mount.expect_log("ERROR .*file: mode, owner or times were not stored")
         silence.over(lambda asked: False)
         mount.start()  # which ends it again, with nothing left
 
