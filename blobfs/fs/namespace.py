@@ -102,7 +102,7 @@ class Namespace:
 
     async def create(self, parent: Node, name: str, mode: int, caller: Caller) -> Node:
         """A new file, which the first flush will store."""
-        with self._inodes.filling(parent):
+        with self._inodes.filling(parent):  # from then on the draft keeps it in the tree
             await self._vacant(parent, name)
             attrs = self._new_attributes(parent, Kind.FILE, mode, caller)
             node = self._inodes.add(parent, name, attrs)

@@ -267,9 +267,9 @@ class Store(Nodes):
                 why = str(exc) or "no answer"
                 if is_last:
                     log.error("%s: mode, owner or times were not stored: %s", node.path, why)
-                    return
-                log.warning("%s: mode, owner or times are not stored yet: %s", node.path, why)
-                node.unsaved_since = trio.current_time() + RETRY_DELAY
+                else:
+                    log.warning("%s: mode, owner or times are not stored yet: %s", node.path, why)
+                    node.unsaved_since = trio.current_time() + RETRY_DELAY
             except BlobfsError as exc:
                 log.error("%s: mode, owner or times were not stored: %s", node.path, exc)
                 self._give_up(node)
